@@ -182,7 +182,7 @@ def recover(segments: list[tuple[str, int, bytes]]) -> Recovered | None:
         if reader.first_index < 0:
             if not is_last:
                 raise DamagedLogError(path, 0, "the segment is empty but not the last one")
-            break
+            break  # allocated, but its header never became durable: its number is used again
         if sequence and number != sequence + 1:
             raise DamagedLogError(path, 0, f"segment {sequence + 1} is missing before this one")
         starts[number] = reader.first_index
@@ -194,7 +194,9 @@ def recover(segments: list[tuple[str, int, bytes]]) -> Recovered | None:
             elif body[0] == _T_ENTRY:
                 _, index, term, kind = _ENTRY.unpack_from(body)
                 at = index - base
-                if not 0 <= at <= len(entries):
+                if at < 0:  # replaces everything read so far; what came before it is compacted
+                    base, at, entries = index, 0, []
+                if at > len(entries):
                     raise DamagedLogError(path, reader.end, f"entry {index} does not follow")
                 del entries[at:]
                 entries.append((term, kind, body[_ENTRY.size :]))

@@ -40,6 +40,18 @@ class System:
         self._on_fatal = on_fatal
         self.stats: dict[str, ClassStats] = {}
         self.failed: BaseException | None = None
+        self._subscribers: dict[type, dict[str, Ref]] = {}
+
+    def subscribe(self, kind: type, ref: Ref) -> None:
+        """Send every published message of this type to ``ref`` (once, however often called)."""
+        self._subscribers.setdefault(kind, {})[ref.path] = ref
+
+    def publish(self, message: Any) -> None:
+        """Send a message to all subscribers of its type on this host."""
+        subscribers = self._subscribers.get(type(message), {})
+        for path, ref in list(subscribers.items()):
+            if not ref.offer(message):
+                del subscribers[path]
 
     def spawn(
         self,

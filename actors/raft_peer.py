@@ -1,0 +1,935 @@
+"""The Raft peer: the actor around the brain's pure core.
+
+Owns this host's log, snapshots and copy of the store; moves messages between peers,
+commits commands for any local actor, serves reads, watches and lease keepalives.  It
+decides nothing that Raft or the store decide, and it may be killed at any moment: all it
+needs is on disk or comes from its peers.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from brain import snapshot, tree  # noqa: F401 - the tree registers its commands with the store
+from brain.codec import decode, encode
+from brain.journal import Journal
+from brain.raft import (
+    Config,
+    HardState,
+    Kind,
+    Message,
+    NotLeaderError,
+    ProposalDroppedError,
+    Raft,
+    Ready,
+    Role,
+    Settings,
+)
+from brain.raftlog import EntryKind
+from brain.snapshot import Meta
+from brain.store import Event, Store, StoreError
+from brain.wal import DamagedLogError
+from brain.watch import WatchHub, select
+from kernel.actor import Actor, handles
+from kernel.mailbox import Promise
+from kernel.ports import DiskError, Ports
+from kernel.stats import Histogram
+from transport.router import BULK, Router
+
+from .raft_messages import (
+    NO_LEADER,
+    OVERLOADED,
+    TIMED_OUT,
+    TOO_LARGE,
+    BrainError,
+    BrainUp,
+    ChangeConfig,
+    Forward,
+    ForwardedChange,
+    KeepAlive,
+    LeaderChanged,
+    Propose,
+    Query,
+    Range,
+    ReadIndex,
+    SnapshotChunk,
+    Status,
+    TransferLeadership,
+    Unwatch,
+    Watch,
+    Watched,
+    Watching,
+)
+
+logger = logging.getLogger("argosy.raft")
+
+_NOW = struct.Struct("<Q")
+#: Seconds of a Raft tick.
+TICK_S = 0.05
+#: A gap between ticks longer than this is a pause of the process, not the passing of leases.
+PAUSE_S = 0.5
+#: Largest command, in bytes.
+COMMAND_BYTES_MAX = 8 * 1024 * 1024
+#: Commands that may wait for their outcome on one peer.
+PENDING_MAX = 50_000
+#: Wall clock and log time may differ by this much (ms) before a new leader distrusts its clock.
+CLOCK_STEP_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """Limits of the actor; Raft's own are in ``brain.raft.Settings``."""
+
+    raft: Settings = Settings()
+    tick_s: float = TICK_S
+    #: entries applied since the last snapshot before the next one is made
+    snapshot_entries: int = 20_000
+    #: entries kept before a snapshot for followers that lag
+    trailing_entries: int = 5_000
+    segment_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Pump:
+    """To itself: everything that arrived before this is in; act on it as one batch."""
+
+
+class _Pending:
+    """A command whose outcome somebody awaits."""
+
+    __slots__ = ("command", "deadline", "only_term", "promise", "sent_term")
+
+    def __init__(self, promise: Promise, command: bytes, deadline: float, only_term: int) -> None:
+        self.promise = promise
+        self.command = command
+        self.deadline = deadline
+        self.sent_term = 0  # 0: not handed to any leader
+        self.only_term = only_term
+
+
+class RaftPeer(Actor):
+    """See the module docstring; its messages are in ``raft_messages``."""
+
+    mailbox_messages_max = 200_000
+
+    def __init__(
+        self, machine: str, ports: Ports, router: Router, settings: PeerSettings | None = None,
+        raft_class: type[Raft] = Raft,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.machine = machine
+        self._ports = ports
+        self._router = router
+        self._settings = settings or PeerSettings()
+        self._raft_class = raft_class
+        self._origin = ports.rng.token()[:12]
+        self.raft: Raft = None  # type: ignore[assignment]
+        self.store = Store()
+        self.journal = Journal(ports.disk, self._settings.segment_bytes)
+        self._pumping = False
+        self._syncing = False
+        self._sync_queue: deque[Ready] = deque()
+        self._snapshotting = False
+        self._snapshot_index = 0
+        self._next_seq = 1
+        self._pending: dict[int, _Pending] = {}
+        self._unsent: deque[int] = deque()
+        self._forwarding = False
+        self._forwarded: deque[bytes] = deque()
+        self._next_read = 1
+        self._reads: dict[int, tuple[Callable[[int], None], Callable[[BaseException], None], float]] = {}
+        self._waiting_reads: list[int] = []
+        self._asking_read = False
+        self._after_apply: list[tuple[int, int]] = []
+        self._hub = WatchHub()
+        self._watches: dict[int, Watch] = {}
+        self._next_watch = 1
+        self._lease_deadlines: dict[int, float] = {}
+        self._revoking: set[int] = set()
+        self._expiring = False
+        self._incoming: tuple[int, int, bytearray] | None = None
+        self._install_next: Callable[[], None] | None = None
+        self._sending_snapshots: set[str] = set()
+        self._last_tick = 0.0
+        self._log_base = (0, 0.0)  # log time in ms at a local monotonic time
+        self._published: tuple[str, int] | None = None
+        # for metrics
+        self.sync_seconds = Histogram()
+        self.commit_seconds = Histogram()
+        self.round_trip: dict[str, float] = {}
+        self.proposals = {"committed": 0, "failed": 0, "applied": 0}
+        self.leader_changes = 0
+        self.watch_drops = 0
+
+    # -- life -----------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Wait for writes of an earlier life, then read the disk; messages wait meanwhile."""
+        self.actor_inbox.suspended = True
+        inbox = self.actor_inbox
+        incarnation = inbox.incarnation
+
+        def settled(error: DiskError | None) -> None:
+            if inbox.incarnation == incarnation:
+                inbox.post(self._open)
+
+        self._ports.disk.submit([], settled)
+
+    def _open(self) -> None:
+        try:
+            opened = self.journal.open()
+        except (DamagedLogError, DiskError) as error:
+            self.system.fatal(error)  # no restart makes a damaged file whole
+            return
+        config = opened.meta.config if opened.meta is not None else Config(frozenset())
+        self.store = opened.store
+        self._snapshot_index = opened.log.snapshot_index
+        self.raft = self._raft_class(
+            self.machine, config, opened.log, opened.hard_state, self._ports.rng.below,
+            self._settings.raft,
+        )  # fmt: skip
+        if config.voters == {self.machine}:
+            for _ in range(self._settings.raft.election_ticks * 2):  # alone: no need to wait
+                if self.raft.role is Role.FOLLOWER:
+                    self.raft.tick()
+        self._last_tick = self.now()
+        self._log_base = (self.store.log_time_ms, 0.0)
+        self.every(self._settings.tick_s, self._tick)
+        self._connect()
+        self.actor_inbox.suspended = False
+        self.system.publish(BrainUp())
+        self._kick()
+
+    def _connect(self) -> None:
+        """Keep links to all members."""
+        self._ports.net.set_peers(
+            {member: info[1] for member, info in self.raft.config.info if member != self.machine}
+        )
+
+    def _tick(self) -> None:
+        if self.actor_inbox.suspended:
+            return  # a snapshot is being installed
+        now = self.now()
+        gap = now - self._last_tick
+        self._last_tick = now
+        if gap > PAUSE_S:  # this process stood still: leases did not pass meanwhile
+            for lease in self._lease_deadlines:
+                self._lease_deadlines[lease] += gap
+        self.raft.tick()
+        if self.raft.role is Role.LEADER:
+            self._expire()
+        self._fail_overdue(now)
+        self._kick()
+
+    def _kick(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self.actor_inbox.push(_Pump())
+
+    # -- the loop around Ready ----------------------------------------------------------------
+
+    @handles(_Pump)
+    def _pump(self, _: _Pump) -> None:
+        self._pumping = False
+        self._send_proposals()
+        self._start_reads()
+        raft = self.raft
+        while raft.has_ready:
+            ready = raft.ready()
+            for message in ready.messages:
+                self._send(message)
+            if ready.must_sync or ready.after_sync:
+                self._sync_queue.append(ready)
+                self._sync()
+            self._apply(ready)
+            for context, index in ready.reads:
+                self._read_point(context, index)
+            for peer in ready.snapshots:
+                self._send_snapshot(peer)
+        self._publish()
+
+    def _send(self, message: Message) -> None:
+        if message.to == self.machine:
+            self.raft.step(message)
+            self._kick()
+        else:
+            self._router.tell(message.to, 0, "raft", message)
+
+    def _sync(self) -> None:
+        """Write everything that waits as one batch; what promises it leaves afterwards."""
+        while self._sync_queue and not self._syncing:
+            if not self._sync_queue[0].must_sync:
+                for message in self._sync_queue.popleft().after_sync:
+                    self._send(message)
+                continue
+            batch = list(self._sync_queue)
+            self._sync_queue.clear()
+            self._syncing = True
+            self._write(batch)
+        if not self._syncing and self._install_next is not None:
+            install, self._install_next = self._install_next, None
+            install()
+
+    def _write(self, batch: list[Ready]) -> None:
+        state: HardState | None = None
+        first = 0
+        entries: list[Any] = []
+        for ready in batch:
+            state = ready.hard_state or state
+            if ready.entries:
+                if entries:  # a later Ready may replace the end of an earlier one, or all of it
+                    del entries[max(0, ready.first_index - first) :]
+                if not entries:
+                    first = ready.first_index
+                entries += ready.entries
+        begun = self.now()
+        inbox = self.actor_inbox
+        incarnation = inbox.incarnation
+
+        def done(error: DiskError | None) -> None:
+            if inbox.incarnation == incarnation:
+                inbox.post(lambda: self._synced(batch, state, first, entries, begun, error))
+
+        self.journal.write(state, first, entries, done)
+
+    def _synced(
+        self, batch: list[Ready], state: HardState | None, first: int, entries: list[Any],
+        begun: float, error: DiskError | None,
+    ) -> None:  # fmt: skip
+        if error is not None:  # a failed sync may have lost anything: never go on from it
+            self.system.fatal(error)
+            return
+        self.sync_seconds.observe(self.now() - begun)
+        self._syncing = False
+        last = first + len(entries) - 1 if entries else 0
+        self.raft.persisted(state, last, entries[-1][0] if entries else 0)
+        for ready in batch:
+            for message in ready.after_sync:
+                self._send(message)
+        self._sync()
+        self._kick()
+
+    @handles(Message)
+    def _on_message(self, message: Message) -> None:
+        self.raft.step(message)
+        self._kick()
+
+    # -- applying ---------------------------------------------------------------------------
+
+    def _apply(self, ready: Ready) -> None:
+        if not ready.committed:
+            return
+        events: list[Event] = []
+        for index, (term, kind, data) in ready.committed:
+            if kind == EntryKind.COMMAND:
+                self._apply_command(data, events)
+            elif kind == EntryKind.CONFIG:
+                self.raft.apply_config(data)
+                self._connect()
+            elif kind == EntryKind.EMPTY:
+                self._resend_older_than(term)
+            self.raft.applied(index)
+            self._reached(index)
+        self.proposals["applied"] += len(ready.committed)
+        if self.raft.role is not Role.LEADER:
+            self._log_base = (self.store.log_time_ms, self.now())
+        if events:
+            self._notify(events)
+        self._maybe_snapshot()
+
+    def _apply_command(self, data: bytes, events: list[Event]) -> None:
+        (now_ms,) = _NOW.unpack_from(data)
+        command = decode(data[_NOW.size :])
+        origin, seq = command[0], command[1]
+        result, fresh = self.store.apply(now_ms, command[2:])
+        events += fresh
+        if command[2] == "lease_grant" and self.raft.role is Role.LEADER:
+            self._arm_lease(command[3])
+        if origin != self._origin:
+            return
+        pending = self._pending.pop(seq, None)
+        if pending is None:
+            return
+        self.proposals["committed"] += 1
+        if isinstance(result, StoreError):
+            pending.promise.fail(result)
+        else:
+            pending.promise.reply(result)
+
+    def _reached(self, index: int) -> None:
+        """Serve reads that waited for this index."""
+        while self._after_apply and self._after_apply[0][0] <= index:
+            _, context = self._after_apply.pop(0)
+            self._serve_read(context, index)
+
+    # -- proposals -----------------------------------------------------------------------------
+
+    @handles(Propose)
+    def _on_propose(self, message: Propose) -> Promise:
+        promise = Promise()
+        seq = self._next_seq
+        self._next_seq += 1
+        command = encode([self._origin, seq, *message.command])
+        if len(command) > COMMAND_BYTES_MAX:
+            promise.fail(
+                BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
+            )
+        elif len(self._pending) >= PENDING_MAX:
+            promise.fail(BrainError(OVERLOADED, f"pending_max: {PENDING_MAX} commands wait already"))
+        elif message.term and (self.raft.role, self.raft.term) != (Role.LEADER, message.term):
+            promise.fail(BrainError(NO_LEADER, f"this peer does not lead in term {message.term}"))
+        else:
+            deadline = self.now() + message.timeout
+            self._pending[seq] = _Pending(promise, command, deadline, message.term)
+            self._unsent.append(seq)
+            self._kick()
+        return promise
+
+    def _send_proposals(self) -> None:
+        if self.raft.role is Role.LEADER:
+            self._append_proposals()
+        elif self._unsent and self.raft.leader and not self._forwarding:
+            self._forward_proposals()
+
+    def _append_proposals(self) -> None:
+        stamp = _NOW.pack(self._log_now_ms())
+        batch: list[bytes] = []
+        while self._unsent:
+            pending = self._pending.get(self._unsent.popleft())
+            if pending is not None:
+                pending.sent_term = self.raft.term
+                batch.append(stamp + pending.command)
+        while self._forwarded:
+            batch.append(stamp + self._forwarded.popleft())
+        if not batch:
+            return
+        try:
+            self.raft.propose(batch)
+        except ProposalDroppedError as error:
+            for seq, pending in list(self._pending.items()):
+                if pending.sent_term == self.raft.term and stamp + pending.command in batch:
+                    self._fail_pending(seq, BrainError(OVERLOADED, str(error)))
+
+    def _forward_proposals(self) -> None:
+        sent: list[int] = []
+        size = 0
+        while self._unsent and size < self._settings.raft.append_bytes_max:
+            seq = self._unsent.popleft()
+            pending = self._pending.get(seq)
+            if pending is None:
+                continue
+            if pending.only_term:
+                self._fail_pending(seq, BrainError(NO_LEADER, "this peer no longer leads"))
+                continue
+            pending.sent_term = self.raft.term
+            sent.append(seq)
+            size += len(pending.command)
+        if not sent:
+            return
+        self._forwarding = True
+        message = Forward(self.raft.term, [self._pending[seq].command for seq in sent])
+        leader = self._router.ref(self.raft.leader, "raft")
+
+        def answered(taken: Any, error: BaseException | None) -> None:
+            self._forwarding = False
+            if getattr(error, "code", "") == "not_taken":  # certainly not appended
+                self._requeue(sent)
+                self.after(0.02, self._kick)
+            self._kick()
+
+        self.ask_then(leader, message, 2.0, answered)
+
+    def _requeue(self, seqs: list[int]) -> None:
+        for seq in seqs:
+            pending = self._pending.get(seq)
+            if pending is not None:
+                pending.sent_term = 0
+                self._unsent.append(seq)
+
+    @handles(Forward)
+    def _on_forward(self, message: Forward) -> bool:
+        raft = self.raft
+        if raft.role is not Role.LEADER or raft.term != message.term:
+            raise BrainError("not_taken", f"not the leader of term {message.term}")
+        if len(self._forwarded) >= PENDING_MAX:
+            raise BrainError("not_taken", f"pending_max: {PENDING_MAX} commands wait already")
+        self._forwarded.extend(message.commands)
+        self._append_proposals()
+        self._kick()
+        return True
+
+    def _resend_older_than(self, term: int) -> None:
+        """A new leader's first entry is applied: what an older one took and did not commit
+        before it never will be, so it may be proposed again without happening twice."""
+        dead = [s for s, p in self._pending.items() if 0 < p.sent_term < term]
+        for seq in dead:
+            if self._pending[seq].only_term:
+                self._fail_pending(seq, BrainError(NO_LEADER, "leadership was lost meanwhile"))
+        self._requeue(dead)
+        if dead:
+            self._kick()
+
+    def _fail_pending(self, seq: int, error: BaseException) -> None:
+        pending = self._pending.pop(seq, None)
+        if pending is not None:
+            self.proposals["failed"] += 1
+            pending.promise.fail(error)
+
+    def _fail_overdue(self, now: float) -> None:
+        for seq in [s for s, p in self._pending.items() if p.deadline <= now]:
+            if self._pending[seq].sent_term:
+                error = BrainError(TIMED_OUT, "no answer from a quorum in time; it may still happen")
+            else:
+                error = BrainError(NO_LEADER, "no leader in time; nothing was changed")
+            self._fail_pending(seq, error)
+        for context in [c for c, (_, _, deadline) in self._reads.items() if deadline <= now]:
+            _, fail, _ = self._reads.pop(context)
+            fail(BrainError(NO_LEADER, "no quorum confirmed the read in time"))
+
+    # -- log time and expiry -----------------------------------------------------------------------
+
+    def _log_now_ms(self) -> int:
+        """Log time for a new entry: never back, and not thrown by a leader's wrong clock."""
+        base, at = self._log_base
+        wall = int(self._ports.clock.wall() * 1000)
+        if at:
+            estimate = base + int((self.now() - at) * 1000)
+            if abs(wall - estimate) > CLOCK_STEP_MS:
+                return max(estimate, self.store.log_time_ms)
+        return max(wall, self.store.log_time_ms)
+
+    def log_time_ms(self) -> int:
+        """The log's time as this peer believes; what a TTL is measured against."""
+        return self._log_now_ms()
+
+    def _arm_lease(self, lease: int) -> None:
+        held = self.store.leases.get(lease)
+        if held is not None:
+            self._lease_deadlines[lease] = self.now() + held.ttl_ms / 1000
+
+    def _expire(self) -> None:
+        """The leader alone ends leases and TTLs, by entries in the log."""
+        now = self.now()
+        due = [
+            lease for lease, deadline in self._lease_deadlines.items()
+            if deadline <= now and lease not in self._revoking
+        ]  # fmt: skip
+        if due:
+            self._revoking.update(due)
+            self._propose_own(["lease_revoke", sorted(due)], lambda: self._revoked(due))
+        if not self._expiring:
+            first = self.store.next_expiry_ms()
+            if first and first <= self._log_now_ms():
+                self._expiring = True
+                self._propose_own(["expire"], self._expired)
+
+    def _revoked(self, leases: list[int]) -> None:
+        for lease in leases:
+            self._revoking.discard(lease)
+            if lease not in self.store.leases:
+                self._lease_deadlines.pop(lease, None)
+
+    def _expired(self) -> None:
+        self._expiring = False
+
+    def _propose_own(self, command: list[Any], after: Callable[[], None]) -> None:
+        promise = self._on_propose(Propose(command, 5.0, self.raft.term))
+        inbox = self.actor_inbox
+
+        class _Then:
+            def set(self, value: Any) -> None:
+                inbox.post(after)
+
+            def set_exception(self, exc_info: Any) -> None:
+                inbox.post(after)
+
+        promise.bind(_Then())
+
+    @handles(KeepAlive)
+    def _on_keep_alive(self, message: KeepAlive) -> Promise:
+        """Extend leases once a quorum confirms that this peer still leads.
+
+        Without that round a deposed leader could promise time that its successor does not give.
+        """
+        promise = Promise()
+        if self.raft.role is not Role.LEADER:
+            self._relay(message, promise)
+            return promise
+
+        def confirmed(_: int) -> None:
+            answer: dict[str, int] = {}
+            for lease in message.leases:
+                held = self.store.leases.get(lease)
+                if held is None or lease in self._revoking:
+                    answer[str(lease)] = 0
+                else:
+                    answer[str(lease)] = held.ttl_ms
+                    self._arm_lease(lease)
+            promise.reply(answer)
+
+        self._queue_read(confirmed, promise.fail, 2.0)
+        return promise
+
+    def _relay(self, message: Any, promise: Promise) -> None:
+        """Ask the leader in the asker's stead."""
+        if not self.raft.leader:
+            promise.fail(BrainError(NO_LEADER, "no leader is known"))
+            return
+
+        def answered(value: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(BrainError(NO_LEADER, f"the leader did not answer: {error}"))
+            else:
+                promise.reply(value)
+
+        self.ask_then(self._router.ref(self.raft.leader, "raft"), message, 2.0, answered)
+
+    # -- reads ----------------------------------------------------------------------------------
+
+    @handles(Range)
+    def _on_range(self, message: Range) -> Any:
+        def read(store: Store) -> Any:
+            found = store.range(message.key, message.end, message.revision, message.limit)
+            return store.revision, found
+
+        return self._on_query(Query(read, message.linearizable))
+
+    @handles(Query)
+    def _on_query(self, message: Query) -> Any:
+        if not message.linearizable:
+            return message.function(self.store)
+        promise = Promise()
+
+        def serve(_: int) -> None:
+            try:
+                promise.reply(message.function(self.store))
+            except StoreError as error:
+                promise.fail(error)
+
+        self._queue_read(serve, promise.fail, message.timeout)
+        return promise
+
+    def _queue_read(
+        self, serve: Callable[[int], None], fail: Callable[[BaseException], None], timeout: float
+    ) -> None:
+        context = self._next_read
+        self._next_read += 1
+        self._reads[context] = (serve, fail, self.now() + timeout)
+        self._waiting_reads.append(context)
+        self._kick()
+
+    def _start_reads(self) -> None:
+        """All reads that wait share one round: the leader's own, or one ask to the leader."""
+        if not self._waiting_reads:
+            return
+        if self.raft.role is Role.LEADER:
+            waiting, self._waiting_reads = self._waiting_reads, []
+            for context in waiting:
+                self.raft.read(context)
+        elif self.raft.leader and not self._asking_read:
+            waiting, self._waiting_reads = self._waiting_reads, []
+            self._asking_read = True
+            leader = self._router.ref(self.raft.leader, "raft")
+
+            def answered(index: Any, error: BaseException | None) -> None:
+                self._asking_read = False
+                if error is not None:
+                    self._waiting_reads[:0] = waiting  # tried again until their deadline
+                    self.after(0.02, self._kick)
+                    return
+                for context in waiting:
+                    self._read_point(context, index)
+                self._kick()
+
+            self.ask_then(leader, ReadIndex(), 1.0, answered)
+
+    @handles(ReadIndex)
+    def _on_read_index(self, _: ReadIndex) -> Promise:
+        promise = Promise()
+        if self.raft.role is not Role.LEADER:
+            promise.fail(BrainError(NO_LEADER, "not the leader"))
+            return promise
+        self._queue_read(promise.reply, promise.fail, 1.0)
+        return promise
+
+    def _read_point(self, context: int, index: int) -> None:
+        if self.raft.log.applied >= index:
+            self._serve_read(context, index)
+        else:
+            self._after_apply.append((index, context))
+            self._after_apply.sort()
+
+    def _serve_read(self, context: int, index: int) -> None:
+        waiting = self._reads.pop(context, None)
+        if waiting is not None:
+            waiting[0](index)
+
+    # -- watches ------------------------------------------------------------------------------------
+
+    @handles(Watch)
+    def _on_watch(self, message: Watch) -> Watching:
+        """Raises ``StoreError`` (compacted) when ``start`` is too old."""
+        backlog: list[Event] = []
+        if message.start and message.start <= self.store.revision:
+            hub = WatchHub()
+            hub.add(0, message.key, message.end)
+            backlog = hub.match(self.store.events_since(message.start)).get(0, [])
+        watch = self._next_watch
+        self._next_watch += 1
+        self._hub.add(watch, message.key, message.end)
+        self._watches[watch] = message
+        if backlog:
+            self._deliver(watch, backlog)
+        return Watching(watch, self.store.revision)
+
+    @handles(Unwatch)
+    def _on_unwatch(self, message: Unwatch) -> None:
+        self._hub.remove(message.watch)
+        self._watches.pop(message.watch, None)
+
+    def _notify(self, events: list[Event]) -> None:
+        for watch, matched in self._hub.match(events).items():
+            self._deliver(watch, matched)
+
+    def _deliver(self, watch: int, events: list[Event]) -> None:
+        wanted = self._watches[watch]
+        start = wanted.start
+        events = [e for e in events if e.revision >= start]
+        if not events:
+            return
+        seen = [select(e, wanted.key, wanted.end) for e in events]
+        if not wanted.subscriber.offer(Watched(watch, seen)):
+            self._on_unwatch(Unwatch(watch))
+            self.watch_drops += 1
+
+    # -- snapshots -----------------------------------------------------------------------------------
+
+    def _maybe_snapshot(self) -> None:
+        log = self.raft.log
+        if self._snapshotting or log.applied - self._snapshot_index < self._settings.snapshot_entries:
+            return
+        self._snapshotting = True
+        meta = Meta(log.applied, log.term(log.applied), self.raft.config)
+        data = snapshot.dump(meta, self.store)
+        inbox = self.actor_inbox
+        incarnation = inbox.incarnation
+
+        def done(error: DiskError | None) -> None:
+            if inbox.incarnation == incarnation:
+                inbox.post(lambda: self._snapshot_saved(meta, error))
+
+        self.journal.save_snapshot(meta, data, done)
+
+    def _snapshot_saved(self, meta: Meta, error: DiskError | None) -> None:
+        if error is not None:
+            self.system.fatal(error)
+            return
+        self._snapshotting = False
+        self._snapshot_index = meta.index
+        keep_from = meta.index - self._settings.trailing_entries
+        log = self.raft.log
+        if keep_from > log.snapshot_index:
+            log.compact(keep_from, log.term(keep_from))
+
+    def _send_snapshot(self, peer: str) -> None:
+        if peer in self._sending_snapshots:
+            return
+        self._sending_snapshots.add(peer)
+        log = self.raft.log
+        meta = Meta(log.applied, log.term(log.applied), self.raft.config)
+        data = snapshot.dump(meta, self.store)
+        term = self.raft.term
+        target = self._router.ref(peer, "raft", BULK)
+
+        def finish(ok: bool) -> None:
+            self._sending_snapshots.discard(peer)
+            if self.raft.role is Role.LEADER and self.raft.term == term:
+                self.raft.snapshot_sent(peer, meta.index, ok)
+                self._kick()
+
+        def send(offset: int) -> None:
+            chunk = data[offset : offset + snapshot.CHUNK_BYTES]
+            message = SnapshotChunk(self.machine, term, meta.index, offset, len(data), chunk)
+            self.ask_then(target, message, 10.0, lambda reached, error: on_reply(reached, error))
+
+        def on_reply(reached: Any, error: BaseException | None) -> None:
+            if error is not None or self.raft.role is not Role.LEADER or type(reached) is not int:
+                finish(False)
+            elif reached >= len(data):
+                finish(True)
+            else:
+                send(max(reached, 0))
+
+        send(0)
+
+    @handles(SnapshotChunk)
+    def _on_snapshot_chunk(self, message: SnapshotChunk) -> Any:
+        raft = self.raft
+        raft.step(Message(Kind.SNAPSHOT_DONE, message.leader, self.machine, message.term))
+        self._kick()
+        if message.term < raft.term:
+            raise BrainError("stale", f"term {message.term} is over")
+        if message.index <= raft.log.commit:
+            return message.total  # nothing in it that is not here
+        incoming = self._incoming
+        if incoming is None or incoming[:2] != (message.term, message.index):
+            incoming = self._incoming = (message.term, message.index, bytearray())
+        if message.offset != len(incoming[2]):
+            return len(incoming[2])
+        incoming[2].extend(message.data)
+        if len(incoming[2]) < message.total:
+            return len(incoming[2])
+        self._incoming = None
+        return self._install(bytes(incoming[2]), message.leader)
+
+    def _install(self, data: bytes, leader: str) -> Promise:
+        """Take a whole snapshot into use once it is durable.
+
+        Meanwhile this peer takes no messages: entries that are still being written belong
+        to the log before it, and new ones to the log after it.
+        """
+        promise = Promise()
+        meta, store = snapshot.load("the snapshot sent by the leader", data)
+        keeps_log = self.raft.log.matches(meta.index, meta.term)
+        inbox = self.actor_inbox
+        inbox.suspended = True
+        incarnation = inbox.incarnation
+
+        def done(error: DiskError | None) -> None:
+            if inbox.incarnation == incarnation:
+                inbox.post(lambda: installed(error))
+
+        def installed(error: DiskError | None) -> None:
+            if error is not None:
+                self.system.fatal(error)
+                return
+            inbox.suspended = False
+            self._last_tick = self.now()
+            self.raft.restored(meta.index, meta.term, meta.config, leader)
+            self.store = store
+            self._snapshot_index = meta.index
+            self._connect()
+            self._end_watches()
+            promise.reply(len(data))
+            self._kick()
+
+        self._install_next = lambda: self.journal.save_snapshot(
+            meta, data, done, fresh_log=not keeps_log
+        )
+        self._sync()
+        return promise
+
+    def _end_watches(self) -> None:
+        """Events between the old state and the snapshot are unknown: everybody lists again."""
+        self._hub = WatchHub()
+        self._watches.clear()
+        self.system.publish(BrainUp())
+
+    # -- membership and status -------------------------------------------------------------------------
+
+    @handles(ChangeConfig)
+    def _on_change_config(self, message: ChangeConfig) -> Any:
+        if self.raft.role is not Role.LEADER:
+            promise = Promise()
+            self._relay(
+                ForwardedChange(message.change, message.member, list(message.info)), promise
+            )
+            return promise
+        config = self._changed(message)
+        if config == self.raft.config:
+            return True
+        try:
+            self.raft.propose_config(config)
+        except (ProposalDroppedError, NotLeaderError) as error:
+            raise BrainError("config_busy", str(error)) from None
+        self._kick()
+        return True
+
+    @handles(ForwardedChange)
+    def _on_forwarded_change(self, message: ForwardedChange) -> Any:
+        name, address, url = message.info
+        return self._on_change_config(
+            ChangeConfig(message.change, message.member, (name, address, url))
+        )
+
+    def _changed(self, message: ChangeConfig) -> Config:
+        config = self.raft.config
+        member = message.member
+        others = tuple(entry for entry in config.info if entry[0] != member)
+        if message.change == "add_learner":
+            if member in config.voters:
+                return replace(config, info=(*others, (member, message.info)))
+            return replace(
+                config, learners=config.learners | {member}, info=(*others, (member, message.info))
+            )
+        if message.change == "promote":
+            if member not in config.learners:
+                return config
+            progress = self.raft.progress.get(member)
+            if progress is None or progress.match + 100 < self.raft.log.commit:
+                raise BrainError("not_caught_up", f"{member} has not caught up with the log yet")
+            return replace(
+                config, voters=config.voters | {member}, learners=config.learners - {member}
+            )
+        if message.change == "remove":
+            return replace(
+                config, voters=config.voters - {member}, learners=config.learners - {member},
+                info=others,
+            )  # fmt: skip
+        raise BrainError("config_change", f"no membership change is called {message.change!r}")
+
+    @handles(TransferLeadership)
+    def _on_transfer(self, message: TransferLeadership) -> None:
+        if self.raft.role is not Role.LEADER:
+            return
+        best = message.to
+        if not best:
+            ahead = [
+                (p.match, peer) for peer, p in self.raft.progress.items()
+                if p.active and peer in self.raft.config.voters
+            ]  # fmt: skip
+            best = max(ahead)[1] if ahead else ""
+        if best:
+            self.raft.transfer(best)
+            self._kick()
+
+    @handles(Status)
+    def _on_status(self, _: Status) -> dict[str, Any]:
+        raft = self.raft
+        return {
+            "id": self.machine,
+            "role": raft.role.name.lower(),
+            "leader": raft.leader,
+            "term": raft.term,
+            "commit_index": raft.log.commit,
+            "applied_index": raft.log.applied,
+            "revision": self.store.revision,
+            "voters": sorted(raft.config.voters),
+            "learners": sorted(raft.config.learners),
+            "info": {member: list(fields) for member, fields in raft.config.info},
+            "active": sorted(p for p, progress in raft.progress.items() if progress.active),
+            "match": {p: progress.match for p, progress in raft.progress.items()},
+        }
+
+    def _publish(self) -> None:
+        raft = self.raft
+        now = (raft.leader, raft.term)
+        if now == self._published:
+            return
+        if self._published is None or self._published[0] != raft.leader:
+            self.leader_changes += 1
+        self._published = now
+        leading = raft.role is Role.LEADER
+        self._revoking.clear()
+        self._expiring = False
+        self._lease_deadlines.clear()
+        if leading:  # every lease gets its whole time from a new leader
+            for lease in self.store.leases:
+                self._arm_lease(lease)
+        self.system.publish(LeaderChanged(raft.leader, raft.term, leading))
+        self._send_proposals()

@@ -1,0 +1,165 @@
+"""A peer's files: the log's segments and the snapshots, over the disk port.
+
+Owns where the next record goes, when a segment is full, and which files may be removed.
+It never judges Raft's rules; order of calls is order on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import snapshot, wal
+from .raft import HardState
+from .raftlog import Entry, RaftLog
+from .snapshot import Meta
+from .store import Store
+from .wal import DamagedLogError
+
+Done = Callable[[Any], None]
+
+
+class Opened(NamedTuple):
+    """What a peer starts from."""
+
+    meta: Meta | None  # None: a new, empty peer that was never given a configuration
+    store: Store
+    log: RaftLog
+    hard_state: HardState
+
+
+class Journal:
+    """See the module docstring.  ``disk`` implements the disk port."""
+
+    def __init__(self, disk: Any, segment_bytes: int = wal.SEGMENT_BYTES) -> None:
+        self._disk = disk
+        self._segment_bytes = segment_bytes
+        self._sequence = 0
+        self._end = 0
+        self._size = 0
+        self._durable = 0
+        self._state = HardState(0, "")
+        self._last_index = 0
+        self._highest: dict[int, int] = {}  # segment -> highest index ever written to it
+        self.bytes_written = 0
+
+    def open(self) -> Opened:
+        """Read everything; raises :class:`DamagedLogError` rather than start from a guess."""
+        names = self._disk.list()
+        snapshots = sorted(i for n in names if (i := snapshot.file_index(n)) is not None)
+        meta: Meta | None = None
+        store = Store()
+        if snapshots:
+            name = snapshot.file_name(snapshots[-1])
+            meta, store = snapshot.load(name, self._disk.read(name))
+        segments = sorted(s for n in names if (s := wal.segment_sequence(n)) is not None)
+        recovered = wal.recover(
+            [(n := wal.segment_name(s), s, self._disk.read(n)) for s in segments]
+        )
+        base = meta.index if meta is not None else 0
+        base_term = meta.term if meta is not None else 0
+        if recovered is None:
+            return Opened(meta, store, RaftLog(base, base_term), HardState(0, ""))
+        self._adopt(recovered)
+        entries = self._after_snapshot(recovered, base, base_term)
+        self._last_index = base + len(entries)
+        return Opened(meta, store, RaftLog(base, base_term, entries), recovered.hard_state)
+
+    def _adopt(self, recovered: wal.Recovered) -> None:
+        self._sequence = recovered.sequence
+        self._state = recovered.hard_state
+        self._end = self._durable = recovered.end
+        last = recovered.first_index + len(recovered.entries) - 1
+        self._highest = dict.fromkeys(recovered.starts, last)
+        name = wal.segment_name(recovered.sequence)
+        data = self._disk.read(name)
+        self._size = len(data)
+        rest = data[recovered.end :]
+        if any(rest):  # what a crash left behind must not be taken for records later
+            self._disk.submit(
+                [("write", name, recovered.end, bytes(len(rest))), ("sync", name)], lambda error: None
+            )
+
+    def _after_snapshot(self, recovered: wal.Recovered, base: int, base_term: int) -> list[Entry]:
+        first, entries = recovered.first_index, recovered.entries
+        last = first + len(entries) - 1
+        if first > base + 1:
+            raise DamagedLogError(
+                wal.segment_name(min(recovered.starts)), 0,
+                f"the log starts at entry {first}, the snapshot ends at {base}",
+            )  # fmt: skip
+        if last < base:
+            return []
+        if base >= first and entries[base - first][0] != base_term:
+            return []  # a snapshot was installed over entries that were never committed
+        return entries[base - first + 1 :]
+
+    def write(
+        self, state: HardState | None, first_index: int, entries: list[Entry], done: Done
+    ) -> None:
+        """Make a batch durable, then call ``done(error)``."""
+        if state is not None:
+            self._state = state
+        operations: list[tuple[Any, ...]] = []
+        data = wal.batch(self._end, self._durable, state, first_index, entries)
+        if not self._end or self._end + len(data) > self._size:
+            next_index = first_index if entries else self._last_index + 1
+            operations += self._rotate(next_index, len(data))
+            data = wal.batch(self._end, self._end, self._state, first_index, entries)
+        name = wal.segment_name(self._sequence)
+        operations += [("write", name, self._end, data), ("sync", name)]
+        self._durable = self._end  # everything before this batch, once this batch is written
+        self._end += len(data)
+        self.bytes_written += len(data)
+        if entries:
+            self._last_index = first_index + len(entries) - 1
+            highest = self._highest.get(self._sequence, 0)
+            self._highest[self._sequence] = max(highest, self._last_index)
+        self._disk.submit(operations, done)
+
+    def _rotate(self, first_index: int, needed: int) -> list[tuple[Any, ...]]:
+        self._sequence += 1
+        size = max(self._segment_bytes, wal.HEADER_BYTES + needed + 4096)
+        self._size = size
+        self._end = wal.HEADER_BYTES
+        self._highest.setdefault(self._sequence, 0)
+        name = wal.segment_name(self._sequence)
+        return [
+            ("create", name, size),
+            ("write", name, 0, wal.header(self._sequence, first_index)),
+            ("sync", name),
+            ("sync_dir",),
+        ]
+
+    def save_snapshot(self, meta: Meta, data: bytes, done: Done, fresh_log: bool = False) -> None:
+        """Write a snapshot file, then remove what it makes superfluous.
+
+        ``fresh_log``: the log's entries do not continue from it, so a new segment starts.
+        """
+        name = snapshot.file_name(meta.index)
+        operations: list[tuple[Any, ...]] = [("replace", name, data), ("sync_dir",)]
+        doomed_segments = [s for s in self._highest if s != self._sequence]
+        if fresh_log:
+            if self._sequence in self._highest:
+                doomed_segments.append(self._sequence)
+            self._last_index = meta.index
+            operations += self._rotate(meta.index + 1, 0)
+            state = wal.batch(self._end, self._end, self._state, 0, [])
+            segment = wal.segment_name(self._sequence)
+            operations += [("write", segment, self._end, state), ("sync", segment)]
+            self._durable = self._end
+            self._end += len(state)
+        else:
+            doomed_segments = [s for s in doomed_segments if self._highest[s] <= meta.index]
+            # segments go from the oldest on; a gap in the sequence would be taken for damage
+            oldest_kept = min(s for s in self._highest if s not in doomed_segments)
+            doomed_segments = [s for s in doomed_segments if s < oldest_kept]
+        for segment_number in sorted(doomed_segments):
+            self._highest.pop(segment_number, None)
+            operations.append(("remove", wal.segment_name(segment_number)))
+        for other in self._disk.list():
+            index = snapshot.file_index(other)
+            if index is not None and index < meta.index:
+                operations.append(("remove", other))
+        operations.append(("sync_dir",))
+        self._disk.submit(operations, done)
