@@ -154,7 +154,7 @@ class RaftPeer(Actor):
         self._expiring = False
         self._incoming: tuple[int, int, bytearray] | None = None
         self._install_next: Callable[[], None] | None = None
-        self._sending_snapshots: set[str] = set()
+        self._sending_snapshots: set[tuple[str, int]] = set()  # (peer, term of our leadership)
         self._last_tick = 0.0
         self._log_base = (0, 0.0)  # log time in ms at a local monotonic time
         self._published: tuple[str, int] | None = None
@@ -737,17 +737,17 @@ class RaftPeer(Actor):
             log.compact(keep_from, log.term(keep_from))
 
     def _send_snapshot(self, peer: str) -> None:
-        if peer in self._sending_snapshots:
+        term = self.raft.term
+        if (peer, term) in self._sending_snapshots:
             return
-        self._sending_snapshots.add(peer)
+        self._sending_snapshots.add((peer, term))
         log = self.raft.log
         meta = Meta(log.applied, log.term(log.applied), self.raft.config)
         data = snapshot.dump(meta, self.store)
-        term = self.raft.term
         target = self._router.ref(peer, "raft", BULK)
 
         def finish(ok: bool) -> None:
-            self._sending_snapshots.discard(peer)
+            self._sending_snapshots.discard((peer, term))
             if self.raft.role is Role.LEADER and self.raft.term == term:
                 self.raft.snapshot_sent(peer, meta.index, ok)
                 self._kick()
