@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import pykka
 from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
-from pykka.messages import _ActorStop
+from pykka.messages import _ActorStop as ActorStop
 
 from .dispatch import default_dispatcher
 from .future import Future
@@ -335,6 +335,7 @@ class Actor(pykka.Actor):
 __all__ = [
     "MAILBOX_MESSAGES_MAX",
     "Actor",
+    "ActorStop",
     "AskTimeout",
     "Killed",
     "MailboxFullError",
@@ -342,6 +343,5 @@ __all__ = [
     "Ref",
     "Stopped",
     "Timer",
-    "_ActorStop",
     "handles",
 ]

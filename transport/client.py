@@ -38,18 +38,18 @@ class Client:
     """Connects to the first endpoint that answers and keeps that link."""
 
     def __init__(
-        self, endpoints: list[str], credentials: Credentials, pin: str | None = None
+        self, endpoints: list[str], credentials: Credentials, guest: bool = False
     ) -> None:
-        """``pin``: SHA-256 of the authority, to join as a guest without a certificate."""
+        """``guest``: a host that wants to join has no certificate yet.  Without an authority
+        either, it can only ask for that (and must compare it with its token's pin)."""
         self._endpoints = endpoints
         self._credentials = credentials
-        self._pin = pin
+        self._guest = guest
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
         self._frames: list[bytes] = []
         self._numbers = itertools.count(1)
         self.server: Hello | None = None
-        self.chain: bytes = b""
 
     def ask(self, message: Any, timeout: float) -> Any:
         """Ask the control actor; raises ``RemoteError``, ``ClientTimeout``, ``UnreachableError``."""
@@ -99,11 +99,9 @@ class Client:
         if context is not None:
             wrapped = context.wrap_socket(raw)
             self._socket = wrapped
-            identity = identity_of(wrapped.getpeercert()) if self._pin is None else None
-            der = wrapped.getpeercert(binary_form=True) or b""
-            self.chain = der
+            identity = identity_of(wrapped.getpeercert())
         self._reader = FrameReader()
-        role = GUEST if self._pin is not None else CLIENT
+        role = GUEST if self._guest else CLIENT
         self._socket.sendall(frame(Hello("", "", "", role, 0).encode()))
         payload = self._next_frame(deadline)
         hello = decode(payload)
@@ -112,13 +110,13 @@ class Client:
 
     def _context(self) -> ssl.SSLContext | None:
         files = self._credentials
-        if files.authority is None and self._pin is None:
+        if files.authority is None and not self._guest:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
-        if self._pin is not None:
-            context.verify_mode = ssl.CERT_NONE  # the pin decides, see cli/join.py
+        if files.authority is None:
+            context.verify_mode = ssl.CERT_NONE
             return context
         context.load_verify_locations(files.authority)
         if files.certificate is not None:

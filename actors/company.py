@@ -1,0 +1,75 @@
+"""The company of actors that makes one host: the same function boots it everywhere.
+
+Production hands in the real ports, the simulator its own; nothing in here knows which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from brain import snapshot
+from brain.raft import Config, Raft
+from brain.store import Store
+from kernel.actor import Ref
+from kernel.dispatch import Dispatcher
+from kernel.ports import Ports
+from kernel.supervision import RestartLimit
+from kernel.system import System
+from transport.router import Router
+
+from .control import Authority, Control
+from .lock_manager import LockManager
+from .machine import Identity, Machine
+from .raft_peer import PeerSettings, RaftPeer
+from .scheduler import Scheduler
+
+#: Supervision of a host's own actors: a chaos test may kill one now and then, a bug loops.
+LIMIT = RestartLimit(restarts=10, within=10.0, backoff=0.05)
+
+
+@dataclass(slots=True)
+class Company:
+    """One host's actors."""
+
+    system: System
+    router: Router
+    raft: Ref
+    machine: Ref
+    scheduler: Ref
+    lock_manager: Ref
+    control: Ref
+
+
+def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozenset[str]) -> tuple[str, bytes]:
+    """(file name, content) from which the first peers of a cluster start.
+
+    ``members``: (name, transport address, client URL) by id.
+    """
+    config = Config(voters, info=tuple(sorted(members.items())))
+    return snapshot.file_name(0), snapshot.dump(snapshot.Meta(0, 0, config), Store())
+
+
+def boot(
+    identity: Identity, cluster: str, ports: Ports, dispatcher: Dispatcher, pool: Dispatcher,
+    authority: Authority | None, on_fatal: Callable[[BaseException], None],
+    settings: PeerSettings | None = None, raft_class: type[Raft] = Raft,
+) -> Company:  # fmt: skip
+    """Start every actor of a host; returns at once."""
+    system = System(identity.name, {"loop": dispatcher, "pool": pool}, on_fatal)
+    router = Router(system, ports.net, dispatcher, identity.id)
+    raft = system.spawn(
+        RaftPeer, identity.id, ports, router, settings, raft_class, name="raft", limit=LIMIT
+    )
+    return Company(
+        system,
+        router,
+        raft,
+        machine=system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT),
+        scheduler=system.spawn(Scheduler, raft, name="scheduler", limit=LIMIT),
+        lock_manager=system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT),
+        control=system.spawn(
+            Control, identity.id, cluster, ports, raft, router, authority, identity.version,
+            name="control", limit=LIMIT,
+        ),
+    )  # fmt: skip

@@ -1,0 +1,411 @@
+"""The machine agent: this host's place in the fleet.
+
+Holds the machine's lease, follows its own placements in the brain, keeps one supervisor
+per unit, and writes their states and announcements, bound to the lease.  The rule that
+makes two copies impossible is kept here: a unit starts only after its state key, bound to
+the lease, is in the brain; the lease file that the shims obey is renewed only with the
+lease; and the key goes only when nothing of the unit is left.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from brain.store import Item, Store, prefix_end
+from kernel.actor import ActorStop, Ref, handles
+from kernel.mailbox import Promise
+from kernel.ports import Ports
+
+from .brain_client import ALIVE, MACHINES, PLACES, STATES, BrainActor, is_refusal
+from .raft_messages import KeepAlive, Query, Range
+from .unit_manager import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, UnitManager
+
+logger = logging.getLogger("argosy.machine")
+
+#: Seconds a machine is believed alive without a word.
+LEASE_S = 4.0
+#: Seconds between keepalives.
+KEEP_ALIVE_S = 0.5
+#: Shares of the lease after which shims stop, then kill, what the machine may not run any more;
+#: what is left covers clocks that differ in rate.
+STOP_SHARE, KILL_SHARE = 0.7, 0.9
+#: Seconds states may wait to be written together.
+WRITE_DELAY_S = 0.01
+#: States in one transaction.
+WRITE_BATCH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this machine is."""
+
+    id: str
+    name: str
+    address: str  # transport
+    endpoint: str  # HTTP door, as units see it
+    host: str  # address that its units are announced with
+    metadata: dict[str, str]
+    role: str
+    version: str
+
+
+class Machine(BrainActor):
+    """See the module docstring."""
+
+    def __init__(self, identity: Identity, ports: Ports, raft_ref: Any) -> None:
+        super().__init__(raft_ref)
+        self.identity = identity
+        self._ports = ports
+        self._boot_id = ports.processes.boot_id
+        self._here = Here(
+            identity.id, identity.name, identity.host, self._boot_id, identity.endpoint
+        )
+        self._prefix = PLACES + identity.id.encode() + b"/"
+        self._states_prefix = STATES + identity.id.encode() + b"/"
+        self.lease = 0
+        self.lease_held = False
+        self._lease_until = 0.0
+        self._acquiring = False
+        self._keeping = False
+        self.units: dict[str, Ref] = {}
+        self._placements: dict[str, Placement] = {}
+        self._states: dict[str, dict[str, Any]] = {}
+        self._announced: dict[str, dict[str, str]] = {}
+        self._written: dict[bytes, bytes] = {}
+        self._keys_of: dict[str, set[bytes]] = {}  # brain keys that speak of a unit
+        self._dirty: dict[str, None] = {}
+        self._writing = False
+        self._write_armed = False
+        self._swept = False
+        self._picture: Any = None
+
+    def on_start(self) -> None:
+        """Follow the placements; get or keep the lease."""
+        self._picture = self.mirror(self._prefix, self._on_places, self._on_place)
+        self._find_lease()
+        self.every(KEEP_ALIVE_S, self._keep_alive)
+
+    # -- the lease -------------------------------------------------------------------------
+
+    def _find_lease(self) -> None:
+        """A restarted host process goes on with the lease that its alive key names."""
+        key = ALIVE + self.identity.id.encode()
+
+        def found(answer: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self.after(0.2, self._find_lease)
+                return
+            items = answer[1]
+            if items and json.loads(items[0][1].value).get("boot_id") == self._boot_id:
+                self.lease = items[0][1].lease
+            self._keep_alive()
+
+        self.ask_then(self.raft_ref, Range(key, linearizable=True), 6.0, found)
+
+    def _keep_alive(self) -> None:
+        now = self.now()
+        if self.lease_held and now >= self._lease_until:
+            self._lose_lease("it could not be renewed in time")
+        if self._keeping or self._acquiring:
+            return
+        if not self.lease:
+            if self._picture is not None and self._picture.ready:
+                self._acquire()
+            return
+        self._keeping = True
+        lease = self.lease
+
+        def kept(answer: Any, error: BaseException | None) -> None:
+            self._keeping = False
+            if error is not None or lease != self.lease:
+                return
+            if answer.get(str(lease)):
+                self._renewed(now)
+            else:
+                self._lose_lease("the brain has ended it")
+                self.lease = 0
+                self._acquire()
+
+        self.ask_then(self.raft_ref, KeepAlive([lease]), 2.0, kept)
+
+    def _acquire(self) -> None:
+        self._acquiring = True
+        lease = int(self._ports.rng.token()[:15], 16) + 1
+        sent = self.now()
+
+        def granted(_: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._acquiring = False
+                return
+            self.lease = lease
+            self._register(lease, sent)
+
+        self.propose(["lease_grant", lease, int(LEASE_S * 1000)], granted)
+
+    def _register(self, lease: int, sent: float) -> None:
+        me = self.identity
+        about = {
+            "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
+            "metadata": me.metadata, "role": me.role, "version": me.version,
+        }  # fmt: skip
+        alive = {"boot_id": self._boot_id, "name": me.name}
+        key = me.id.encode()
+        steps = [
+            ["put", MACHINES + key, _json(about)],
+            ["put", ALIVE + key, _json(alive), lease],
+        ]
+
+        def registered(_: Any, error: BaseException | None) -> None:
+            self._acquiring = False
+            if error is not None:
+                self.lease = 0
+                return
+            self._written.clear()  # bound to the old lease, so they went with it
+            self._renewed(sent)
+
+        self.propose(["txn", [], steps, []], registered)
+
+    def _renewed(self, sent: float) -> None:
+        """The lease is good for its whole time from when the request was sent."""
+        self._lease_until = sent + LEASE_S
+        passed = self.now() - sent
+        if passed >= LEASE_S * STOP_SHARE:
+            return
+        self._ports.processes.set_lease(
+            LEASE_S * STOP_SHARE - passed, LEASE_S * KILL_SHARE - passed
+        )
+        if not self.lease_held:
+            self.lease_held = True
+            logger.info("machine %s holds lease %x", self.identity.name, self.lease)
+            self._sweep()
+            for unit, ref in self.units.items():
+                self._dirty[unit] = None
+                ref.offer(LeaseState(True))
+            self._arm_write()
+
+    def _lose_lease(self, why: str) -> None:
+        if not self.lease_held:
+            return
+        self.lease_held = False
+        logger.warning("machine %s lost its lease: %s", self.identity.name, why)
+        for ref in self.units.values():
+            ref.offer(LeaseState(False))
+
+    # -- placements ------------------------------------------------------------------------
+
+    def _on_places(self, items: dict[bytes, Item]) -> None:
+        seen = set()
+        for key, item in items.items():
+            unit = key[len(self._prefix) :].decode()
+            seen.add(unit)
+            self._place(unit, item)
+        for unit in [u for u in self._placements if u not in seen]:
+            self._place(unit, None)
+        self._sweep()
+
+    def _on_place(self, key: bytes, item: Item | None, _: Item | None) -> None:
+        self._place(key[len(self._prefix) :].decode(), item)
+
+    def _place(self, unit: str, item: Item | None) -> None:
+        if item is None:
+            self._placements.pop(unit, None)
+            ref = self.units.get(unit)
+            if ref is not None:
+                ref.offer(Assign(None))
+            return
+        wanted = json.loads(item.value)
+        placement = Placement(
+            unit, wanted["content"], wanted["hash"], wanted["launched"], item.create,
+            wanted.get("restarts", 0),
+        )  # fmt: skip
+        if self._placements.get(unit) == placement and unit in self.units:
+            return
+        self._placements[unit] = placement
+        ref = self.units.get(unit)
+        if ref is None:
+            self._supervise(unit, placement)
+        else:
+            ref.offer(Assign(placement))
+
+    def _supervise(self, unit: str, placement: Placement | None) -> None:
+        self.units[unit] = self.system.spawn(
+            UnitManager, unit, placement, self._here, self.actor_ref, self._ports,
+            self.lease_held, name=f"units/{unit}", parent=self,
+        )  # fmt: skip
+
+    def _sweep(self) -> None:
+        """Once a life, when the placements are surely known: end what is not ours to run,
+        and take back what an earlier life of this actor said of units that are gone."""
+        if self._swept or not self.lease_held or not self._picture.ready:
+            return
+        self._swept = True
+
+        def listed(answer: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._swept = False
+                return
+            placed = {key[len(self._prefix) :].decode() for key, _ in answer[1][0]}
+            for unit in self._ports.processes.existing():
+                if unit not in placed and unit not in self.units:
+                    logger.info("unit %s is not placed here: ending it", unit)
+                    self._supervise(unit, None)
+            for key, item in answer[1][1]:
+                self._recall(key, item)
+
+        ranges = (self._prefix, self._states_prefix)
+
+        def read(store: Store) -> Any:
+            return store.revision, [store.range(low, prefix_end(low)) for low in ranges]
+
+        self.ask_then(self.raft_ref, Query(read, linearizable=True), 6.0, listed)
+
+    def _recall(self, key: bytes, item: Item) -> None:
+        unit = key[len(self._states_prefix) :].decode()
+        announced = json.loads(item.value).get("announce", {})
+        known = self._keys_of.setdefault(unit, set())
+        known.update({key, *(k.encode() for k in announced)})
+        for name, value in announced.items():
+            self._written.setdefault(name.encode(), value.encode())
+        if unit not in self.units:
+            self._dirty[unit] = None
+            self._arm_write()
+
+    # -- what units say -----------------------------------------------------------------------
+
+    @handles(MayStart)
+    def _on_may_start(self, message: MayStart) -> Any:
+        """Put the unit's state in the brain before it runs, guarded by its placement."""
+        promise = Promise()
+        placement = self._placements.get(message.unit)
+        if not self.lease_held or placement is None or placement.fence != message.fence:
+            promise.reply(False)
+            return promise
+        unit = message.unit
+        state = {"unit": unit, "active": "activating", "sub": "start-pre", "load": "loaded",
+                 "health": "none", "restarts": 0, "hash": placement.hash, "fence": placement.fence,
+                 "pid": 0, "ports": {}, "result": "success",
+                 "since": round(self._ports.clock.wall(), 3)}  # fmt: skip
+        value = _json(state)
+        guard = [[self._prefix + unit.encode(), "create", "=", placement.fence]]
+        lease = self.lease
+
+        def written(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+                return
+            allowed = bool(result["succeeded"]) and self.lease_held and self.lease == lease
+            if result["succeeded"]:
+                self._written[self._state_key(unit)] = value
+            promise.reply(allowed)
+
+        self.propose(["txn", guard, [["put", self._state_key(unit), value, lease]], []], written)
+        return promise
+
+    @handles(Report)
+    def _on_report(self, message: Report) -> None:
+        self._states[message.unit] = {**message.state, "announce": message.announce}
+        self._announced[message.unit] = message.announce
+        self._dirty[message.unit] = None
+        self._arm_write()
+
+    @handles(Gone)
+    def _on_gone(self, message: Gone) -> None:
+        unit = message.unit
+        ref = self.units.pop(unit, None)
+        if ref is not None:
+            ref.offer(ActorStop())
+        self._states.pop(unit, None)
+        self._announced.pop(unit, None)
+        placement = self._placements.get(unit)
+        if placement is not None:  # placed here again meanwhile
+            self.after(0.05, lambda: self._again(unit))
+        else:
+            self._dirty[unit] = None
+            self._arm_write()
+
+    def _again(self, unit: str) -> None:
+        placement = self._placements.get(unit)
+        if placement is not None and unit not in self.units:
+            if self.system.find(f"units/{unit}") is not None:
+                self.after(0.05, lambda: self._again(unit))
+            else:
+                self._supervise(unit, placement)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def _state_key(self, unit: str) -> bytes:
+        return self._states_prefix + unit.encode()
+
+    def _arm_write(self) -> None:
+        if not self._write_armed:
+            self._write_armed = True
+            self.after(WRITE_DELAY_S, self._write)
+
+    def _write(self) -> None:
+        self._write_armed = False
+        if self._writing or not self.lease_held or not self._dirty:
+            return
+        units = list(self._dirty)[:WRITE_BATCH]
+        for unit in units:
+            del self._dirty[unit]
+        steps: list[list[Any]] = []
+        after: dict[bytes, bytes | None] = {}
+        for unit in units:
+            self._steps_for(unit, steps, after)
+        if not steps:
+            if self._dirty:
+                self._arm_write()
+            return
+        self._writing = True
+
+        def written(_: Any, error: BaseException | None) -> None:
+            self._writing = False
+            if error is None:
+                for key, value in after.items():
+                    if value is None:
+                        self._written.pop(key, None)
+                    else:
+                        self._written[key] = value
+            else:
+                if is_refusal(error, "lease_not_found"):
+                    self._lose_lease("the brain has ended it")
+                for unit in units:
+                    self._dirty[unit] = None
+                self.after(0.2, self._arm_write)
+                return
+            if self._dirty:
+                self._arm_write()
+
+        self.propose(["txn", [], steps, []], written)
+
+    def _steps_for(
+        self, unit: str, steps: list[list[Any]], after: dict[bytes, bytes | None]
+    ) -> None:
+        """What must be written so that the brain says what is true of this unit."""
+        wanted: dict[bytes, bytes] = {}
+        state = self._states.get(unit)
+        if state is not None:
+            wanted[self._state_key(unit)] = _json(state)
+        for key, value in self._announced.get(unit, {}).items():
+            wanted[key.encode()] = value.encode()
+        mine = self._keys_of.setdefault(unit, set())
+        for key in sorted(mine - set(wanted)):
+            if key in self._written or key == self._state_key(unit):
+                steps.append(["delete", key])
+                after[key] = None
+        for key, value_ in wanted.items():
+            if self._written.get(key) != value_:
+                steps.append(["put", key, value_, self.lease])
+                after[key] = value_
+        self._keys_of[unit] = set(wanted) | {self._state_key(unit)}
+        if state is None:
+            steps.append(["delete", self._state_key(unit)])
+            after[self._state_key(unit)] = None
+            self._keys_of.pop(unit, None)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,538 @@
+"""The supervisor of one unit on one machine.
+
+Drives the unit's pure state machine (``fleet/service.py``) with its shim, probes its
+health, and reports what is true to the machine actor.  It may be killed at any moment: a
+new life finds the shim, and in it the running process, and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from fleet import service, unitfile
+from fleet.service import Arm, Changed, Disarm, Exit, Kill, Run, Sub
+from kernel.actor import Actor, Timer, handles
+from kernel.ports import Ports
+
+logger = logging.getLogger("argosy.unit")
+
+#: Seconds between attempts to reach a shim that was lost.
+SHIM_RETRY_S = 1.0
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What the scheduler decided: this unit, this content, here.  ``fence`` only grows."""
+
+    unit: str
+    content: str
+    hash: str
+    launched: bool
+    fence: int
+    restarts: int = 0  # how often an operator asked for a restart
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What a unit is told about its machine."""
+
+    id: str
+    name: str
+    host: str  # the address it is announced with
+    boot_id: str
+    endpoint: str  # the machine's HTTP door
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Tell: the placement is now this; None: leave this machine."""
+
+    placement: Placement | None
+
+
+@dataclass(frozen=True, slots=True)
+class MayStart:
+    """Ask the machine: may this unit run here now?  True once that is in the brain."""
+
+    unit: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the machine: the unit's state; ``announce`` maps brain keys to values."""
+
+    unit: str
+    state: dict[str, Any]
+    announce: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Tell the machine: nothing of the unit is left here."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """Tell: whether the machine holds its lease (a unit starts only then)."""
+
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Tell: run ExecReload."""
+
+
+class UnitManager(Actor):
+    """See the module docstring."""
+
+    def __init__(
+        self, unit: str, placement: Placement | None, here: Here, owner: Any, ports: Ports,
+        lease_held: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.unit = unit
+        self.placement = placement
+        self._here = here
+        self._owner = owner
+        self._ports = ports
+        self._lease_held = lease_held
+        self.spec: unitfile.UnitSpec | None = None
+        self.service: service.Service | None = None
+        self._handle: Any = None
+        self._connected = False
+        self._empty = True
+        self._main_pid = 0
+        self._meta: dict[str, Any] = {}
+        self._timer: Timer | None = None
+        self._asking = False
+        self._fenced = False
+        self._leaving = False
+        self._since = ports.clock.wall()
+        self.health = "none"
+        self._health_detail = ""
+        self._failures = 0
+        self._probing = 0
+        self._last_report: Any = None
+        self._problem = ""
+
+    # -- life ----------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Read the unit file, find the shim."""
+        self._leaving = self.placement is None
+        if self.placement is not None:
+            self._load(self.placement)
+        self._reach()
+
+    def on_stop(self) -> None:
+        """Let go of the shim."""
+        if self._handle is not None:
+            self._handle.close()
+
+    def on_failure(self, *_: Any) -> None:
+        """The next life reaches the shim again."""
+        self.on_stop()
+
+    def _load(self, placement: Placement) -> None:
+        machine = unitfile.Machine(self._here.id, self._here.name, self._here.boot_id)
+        try:
+            self.spec, _ = unitfile.load(self.unit, placement.content, machine)
+            self.service = service.Service(self.spec)
+            self._problem = ""
+        except ValueError as error:  # checked at submit; kept honest if it happens all the same
+            self.spec = self.service = None
+            self._problem = str(error)
+
+    def _reach(self) -> None:
+        fenced = self.spec is None or self.spec.on_partition == "stop"
+        inbox, life = self.actor_inbox, self.actor_inbox.incarnation
+
+        def on_event(event: dict[str, Any]) -> None:
+            if inbox.incarnation == life and not inbox.closed:
+                inbox.post(lambda: self._on_event(event))
+
+        self._handle = self._ports.processes.open(self.unit, fenced, on_event)
+
+    # -- what the machine says ----------------------------------------------------------------
+
+    @handles(Assign)
+    def _on_assign(self, message: Assign) -> None:
+        old, new = self.placement, message.placement
+        self.placement = new
+        if new is None:
+            self._leave()
+            return
+        self._leaving = False
+        if old is None or old.hash != new.hash or old.restarts != new.restarts or old.fence != new.fence:
+            self._replace(new)
+        else:
+            self._settle()
+
+    def _replace(self, new: Placement) -> None:
+        """Another content, or a restart: stop what runs, then start afresh."""
+        running = self.service is not None and self.service.sub not in (Sub.DEAD, Sub.FAILED)
+        if running:
+            assert self.service is not None
+            self._act(self.service.stop())
+        else:
+            self._load(new)
+        self._settle()
+
+    @handles(LeaseState)
+    def _on_lease(self, message: LeaseState) -> None:
+        self._lease_held = message.held
+        if message.held and self._fenced:
+            self._fenced = False
+        self._last_report = None  # a new lease: say everything again
+        self._report()
+        self._settle()
+
+    @handles(Reload)
+    def _on_reload(self, _: Reload) -> None:
+        if self.service is not None:
+            self._act(self.service.reload())
+
+    def _leave(self) -> None:
+        self._leaving = True
+        if self.service is not None:
+            self._act(self.service.stop())
+        self._settle()
+
+    def _settle(self) -> None:
+        """Move towards what is wanted, if nothing is under way."""
+        if not self._connected:
+            return
+        idle = self.service is None or self.service.sub in (Sub.DEAD, Sub.FAILED)
+        if self._leaving:
+            if idle:
+                self._handle.quit()  # ``lost`` follows
+            return
+        placement = self.placement
+        assert placement is not None
+        if idle and self._loaded_is_stale(placement):
+            self._load(placement)
+        if self.service is None:
+            self._report()
+            return
+        if placement.launched:
+            if self.service.sub is Sub.DEAD and not self.service.wanted:
+                self._request_start()
+        elif self.service.wanted:
+            self._act(self.service.stop())
+
+    def _loaded_is_stale(self, placement: Placement) -> bool:
+        ran = (self._meta.get("hash"), self._meta.get("fence"), self._meta.get("asked", 0))
+        wanted = (placement.hash, placement.fence, placement.restarts)
+        return bool(self._meta) and ran != wanted
+
+    def _request_start(self) -> None:
+        """Start only once the brain knows that it runs here."""
+        if self._asking or not self._lease_held or self._fenced:
+            return
+        assert self.placement is not None
+        self._asking = True
+        fence = self.placement.fence
+
+        def answered(allowed: Any, error: BaseException | None) -> None:
+            self._asking = False
+            if error is not None:
+                self.after(0.5, self._settle)
+            elif allowed and self.placement is not None and self.placement.fence == fence:
+                self._start()
+
+        self.ask_then(self._owner, MayStart(self.unit, fence), 6.0, answered)
+
+    def _start(self) -> None:
+        service_ = self.service
+        if service_ is None or self.placement is None or self._leaving or not self._connected:
+            return
+        if not self.placement.launched or not self._lease_held:
+            return
+        if not self._empty:  # leftovers of another run: first they go
+            self._handle.kill(9, True)
+            self.after(0.2, self._settle)
+            return
+        self._new_run()
+        self._act(service_.start(self.now()))
+
+    def _new_run(self) -> None:
+        """Choose ports and an invocation id, and leave them with the shim."""
+        assert self.spec is not None
+        assert self.placement is not None
+        ports = {}
+        for name, number in self.spec.ports:
+            ports[name] = number or self._ports.processes.free_port()
+        self._meta = {
+            "hash": self.placement.hash,
+            "fence": self.placement.fence,
+            "asked": self.placement.restarts,
+            "ports": ports,
+            "invocation": self._ports.rng.token(),
+            "restarts": 0,
+        }
+        self._handle.remember(self._meta)
+
+    # -- what the shim says -----------------------------------------------------------------------
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        kind = event["ev"]
+        if kind == "hello":
+            self._on_hello(event)
+        elif kind == "lost":
+            self._on_lost(event)
+        elif kind == "started":
+            self._empty = False
+            if event["main"]:
+                self._main_pid = event["pid"]
+            self._report()
+        elif kind == "failed":
+            self._ended(event["step"], event["main"], Exit(code=203))
+        elif kind == "ended":
+            self._fenced = self._fenced or bool(event.get("fenced"))
+            self._ended(event["step"], event["main"], Exit(event["code"], event["signal"]))
+        elif kind == "empty":
+            self._empty = True
+            self._main_pid = 0
+            if self.service is not None:
+                self._act(self.service.group_empty())
+            self._settle()
+
+    def _ended(self, step: str, main: bool, how: Exit) -> None:
+        if main:
+            self._main_pid = 0
+        if self.service is None:
+            return
+        if self._fenced:
+            self.service.wanted = False  # the lease ran out: no restart on this machine's own account
+        self._act(self.service.ended(step, main, how))
+        self._settle()
+
+    def _on_hello(self, event: dict[str, Any]) -> None:
+        self._connected = True
+        self._empty = bool(event["empty"])
+        self._meta = event["meta"]
+        main = [int(pid) for pid, known in event["processes"].items() if known["main"]]
+        placement = self.placement
+        same = (
+            placement is not None
+            and self._meta.get("hash") == placement.hash
+            and self._meta.get("fence") == placement.fence
+            and self._meta.get("asked", 0) == placement.restarts
+        )
+        if self.service is not None and self.service.sub is Sub.DEAD and same:
+            self.service.restarts = int(self._meta.get("restarts", 0))
+            done = self._meta.get("exited") and self.spec is not None and self.spec.remain_after_exit
+            if main and not any(e.get("main") for e in event["pending"] if e["ev"] == "ended"):
+                self._main_pid = main[0]
+                self._act(self.service.adopt(True))
+            elif done:
+                self._act(self.service.adopt(False))
+        elif not self._empty:
+            self._handle.kill(9, True)
+        if not self._empty and not main:
+            self._handle.kill(9, True)
+        self._settle()
+
+    def _on_lost(self, event: dict[str, Any]) -> None:
+        """The shim is gone, and its main process with it."""
+        self._connected = False
+        self._empty = True
+        self._main_pid = 0
+        if self._leaving:
+            self._ports.processes.forget(self.unit)
+            self._owner.offer(Gone(self.unit))
+            return
+        self._problem = str(event.get("error", ""))
+        if self.service is not None and self.service.sub not in (Sub.DEAD, Sub.FAILED):
+            if self.service.main_running:
+                self._act(self.service.ended("", True, Exit(signal=9)))
+            self._act(self.service.group_empty())
+        self._report()
+        self.after(SHIM_RETRY_S, self._reach)
+
+    # -- carrying out actions ---------------------------------------------------------------------
+
+    def _act(self, actions: list[Any]) -> None:
+        for action in actions:
+            if isinstance(action, Run):
+                self._run(action)
+            elif isinstance(action, Kill):
+                if self._empty:
+                    self.actor_inbox.post(self._already_empty)
+                self._handle.kill(action.signal, action.whole)
+            elif isinstance(action, (Arm, Disarm)):
+                self._arm(action)
+            elif isinstance(action, Changed):
+                self._changed()
+
+    def _already_empty(self) -> None:
+        if self.service is not None and self._empty:
+            self._act(self.service.group_empty())
+            self._settle()
+
+    def _arm(self, action: Arm | Disarm) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if isinstance(action, Arm):
+            self._timer = self.after(action.seconds, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        assert self.service is not None
+        restarting = self.service.sub is Sub.AUTO_RESTART
+        if restarting and (not self._connected or self._fenced or not self._lease_held):
+            self._arm(Arm(0.5))
+            return
+        if restarting:
+            self._meta["restarts"] = self.service.restarts + 1
+            self._meta["invocation"] = self._ports.rng.token()
+            self._handle.remember(self._meta)
+        self._act(self.service.timer(self.now()))
+        self._settle()
+
+    def _run(self, action: Run) -> None:
+        spec = self.spec
+        assert spec is not None
+        try:
+            environment = self._environment(spec)
+            argv = action.command.expand(environment)
+        except (OSError, ValueError) as error:
+            self._problem = str(error)
+            self.actor_inbox.post(lambda: self._ended(action.step, action.main, Exit(code=203)))
+            return
+        self._handle.run(
+            action.step, argv, environment, action.main, argv0=action.command.argv0,
+            cwd=spec.working_directory, user=spec.user, group=spec.group, umask=spec.umask,
+            nice=spec.nice,
+        )  # fmt: skip
+
+    def _environment(self, spec: unitfile.UnitSpec) -> dict[str, str]:
+        """systemd's environment for a service, and what Argosy adds (docs/units.md)."""
+        assert self.placement is not None
+        out = {
+            "PATH": SEARCH_PATH,
+            "LANG": "C.UTF-8",
+            "INVOCATION_ID": str(self._meta.get("invocation", "")),
+            "ARGOSY_MACHINE": self._here.name,
+            "ARGOSY_UNIT": self.unit,
+            "ARGOSY_ENDPOINT": self._here.endpoint,
+            "ARGOSY_FENCE": str(self.placement.fence),
+        }
+        for position, (name, port) in enumerate(self._meta.get("ports", {}).items()):
+            out[f"PORT_{name.upper()}"] = str(port)
+            if position == 0:
+                out["PORT"] = str(port)
+        out.update(spec.environment)
+        for path, optional in spec.environment_files:
+            try:
+                out.update(self._ports.processes.read_environment(path))
+            except OSError:
+                if not optional:
+                    raise
+        if self._main_pid:
+            out["MAINPID"] = str(self._main_pid)
+        return out
+
+    # -- health ------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._since = self._ports.clock.wall()
+        assert self.service is not None
+        if self.service.sub is Sub.EXITED and not self._meta.get("exited"):
+            self._meta["exited"] = True
+            self._handle.remember(self._meta)
+        up = self.service.sub in (Sub.RUNNING, Sub.RELOAD)
+        if not up and self.health != "none":
+            self.health = "none"
+            self._probing += 1
+        if up and self.health == "none" and self.spec is not None and self.spec.health is not None:
+            self.health = "failing"
+            self._health_detail = "not checked yet"
+            self._failures = self.spec.health.retries  # until it was seen well once
+            self._probing += 1
+            self._probe(self._probing)
+        self._report()
+
+    def _probe(self, round_: int) -> None:
+        if round_ != self._probing or self.spec is None or self.spec.health is None:
+            return
+        check = self.spec.health
+        inbox, life = self.actor_inbox, self.actor_inbox.incarnation
+
+        def done(well: bool, detail: str) -> None:
+            if inbox.incarnation == life and not inbox.closed:
+                inbox.post(lambda: self._probed(round_, well, detail))
+
+        try:
+            environment = self._environment(self.spec)
+        except OSError as error:
+            self.actor_inbox.post(lambda: self._probed(round_, False, str(error)))
+            return
+        self._ports.processes.probe(check.kind, check.target, environment, check.timeout, done)
+
+    def _probed(self, round_: int, well: bool, detail: str) -> None:
+        if round_ != self._probing or self.spec is None or self.spec.health is None:
+            return
+        check = self.spec.health
+        self._failures = 0 if well else self._failures + 1
+        health = "passing" if well else "failing" if self._failures >= check.retries else self.health
+        starting = self.health == "failing" and self._failures < check.retries + 50
+        self._health_detail = detail
+        if health != self.health:
+            self.health = health
+            self._report()
+        pause = min(check.interval, 0.1) if not well and starting else check.interval
+        self.after(pause, lambda: self._probe(round_))
+
+    # -- reporting ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What is true of the unit here, in systemd's words."""
+        service_ = self.service
+        bad = service_ is None
+        out = {
+            "unit": self.unit,
+            "load": "bad-setting" if bad else "loaded",
+            "active": "failed" if service_ is None else service_.active,
+            "sub": "failed" if service_ is None else service_.sub.value,
+            "result": "resources" if service_ is None else service_.result,
+            "health": self.health,
+            "restarts": 0 if service_ is None else service_.restarts,
+            "hash": self.placement.hash if self.placement is not None else "",
+            "fence": self.placement.fence if self.placement is not None else 0,
+            "pid": self._main_pid,
+            "ports": self._meta.get("ports", {}),
+            "since": round(self._since, 3),
+        }
+        if service_ is not None and service_.last_exit is not None:
+            out["last_exit"] = str(service_.last_exit)
+        if self._problem:
+            out["problem"] = self._problem
+        if self.health == "failing":
+            out["health_detail"] = self._health_detail
+        return out
+
+    def _report(self) -> None:
+        announce: dict[str, str] = {}
+        spec = self.spec
+        up = self.service is not None and self.service.sub in (Sub.RUNNING, Sub.RELOAD)
+        if spec is not None and spec.announce and up and self.health != "failing":
+            ports = self._meta.get("ports", {})
+            first = next(iter(ports.values()), None)
+            if first is not None:
+                name = spec.name.instance or spec.name.prefix
+                announce[f"{spec.announce}/{name}"] = f"{self._here.host}:{first}"
+        state = self.state()
+        fresh = ({k: v for k, v in state.items() if k != "since"}, announce)
+        if fresh == self._last_report:
+            return
+        self._last_report = fresh
+        self._owner.offer(Report(self.unit, state, announce))

@@ -1,0 +1,376 @@
+"""One real host: its directory and identity, its ports, its actors, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from actors.company import Company, boot, founding_snapshot
+from actors.control import Authority, Command
+from actors.machine import Identity
+from actors.raft_messages import ChangeConfig, TransferLeadership
+from gateway import observe
+from gateway.door import Gateway
+from kernel.dispatch import LoopDispatcher, PoolDispatcher
+from kernel.ports import DiskError, Ports
+from metrics.exporter import Exporter
+from runners.disk import RealDisk
+from runners.processes import Processes
+from runners.real import RealClock, RealRng
+from transport import tls
+from transport.client import Client, Credentials, UnreachableError
+from transport.router import RemoteError
+from transport.tcp import TcpNet
+
+from .config import HostConfig
+
+logger = logging.getLogger("argosy.host")
+VERSION = "0.1.0"
+
+
+class HostError(Exception):
+    """The host cannot run; the text says what to do."""
+
+
+@dataclass(slots=True)
+class Membership:
+    """Who this host is in which cluster; kept in ``host.json``."""
+
+    machine: str
+    cluster: str
+    secure: bool
+    wants_vote: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Keep it."""
+        record = {
+            "machine": self.machine, "cluster": self.cluster, "secure": self.secure,
+            "wants_vote": self.wants_vote,
+        }  # fmt: skip
+        tls.write_private(folder / "host.json", json.dumps(record).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Membership | None:
+        """None for a host that has never been in a cluster."""
+        path = folder / "host.json"
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise HostError(f"{path} is damaged: {error}") from None
+
+
+def lock_directory(folder: Path) -> int:
+    """Make this process the only one in the directory; raises :class:`HostError`."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(20):  # a predecessor that was just killed may still be going
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        owner = os.pread(handle, 32, 0).decode() or "unknown"
+        raise HostError(f"{folder} is in use by process {owner.strip()}; one host per directory")
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def resolve(text: str) -> tuple[str, int]:
+    """``HOST:PORT``, where an interface's name stands for its address."""
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    if host in (name for _, name in socket.if_nameindex()):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            request = struct.pack("256s", host.encode()[:15])
+            try:
+                reply = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
+            except OSError:
+                raise HostError(f"--client {text}: interface {host} has no IPv4 address") from None
+            return socket.inet_ntoa(reply[20:24]), int(port)
+    return host, int(port)
+
+
+def check_doors(config: HostConfig) -> list[tuple[str, int]]:
+    """The HTTP addresses; refuses to open one to the world without TLS unless told to."""
+    doors = []
+    for text in config.client:
+        host, port = resolve(text)
+        near = host.startswith("127.") or host in ("::1", "localhost") or text.startswith("docker0:")
+        if not near and not config.insecure:
+            raise HostError(
+                f"--client {text}: a door without TLS on other than a loopback or docker0 address; "
+                "--insecure opens it all the same"
+            )
+        doors.append((host, port))
+    return doors
+
+
+# -- joining and founding --------------------------------------------------------------------
+
+
+def found_cluster(config: HostConfig, folder: Path) -> Membership:
+    """``--bootstrap``: a new cluster with this host as its only voter."""
+    machine, cluster = secrets.token_hex(16), secrets.token_hex(16)
+    certificate, key = tls.make_authority(cluster)
+    identity_dir = folder / "identity"
+    tls.save(identity_dir, tls.issue(certificate, key, machine, "machine"))
+    tls.write_private(identity_dir / "ca.key", key)
+    endpoint = f"http://{config.client[0]}" if config.client else ""
+    members = {machine: (config.name, config.transport, endpoint)}
+    write_founding(folder, members, frozenset({machine}))
+    membership = Membership(machine, cluster, secure=True)
+    membership.save(folder)
+    write_context(folder, [config.transport], certificate, key)
+    return membership
+
+
+def write_founding(folder: Path, members: dict[str, tuple[str, str, str]], voters: frozenset[str]) -> None:
+    """The snapshot from which a founding member's peer starts."""
+    name, data = founding_snapshot(members, voters)
+    raft = folder / "raft"
+    raft.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tls.write_private(raft / name, data)
+
+
+def write_context(folder: Path, endpoints: list[str], authority: bytes, key: bytes) -> Path:
+    """An administrator's context: endpoints, authority, client certificate and key."""
+    admin = folder / "admin"
+    tls.save(admin, tls.issue(authority, key, "administrator", "client"))
+    path = folder / "context.toml"
+    listed = ", ".join(json.dumps(e) for e in endpoints)
+    text = (
+        f"endpoints = [{listed}]\nca = {json.dumps(str(admin / 'ca.crt'))}\n"
+        f"certificate = {json.dumps(str(admin / 'host.crt'))}\nkey = {json.dumps(str(admin / 'host.key'))}\n"
+    )
+    tls.write_private(path, text.encode())
+    return path
+
+
+def join_cluster(config: HostConfig, folder: Path) -> Membership:
+    """``--join`` with ``--token``: get a certificate from a member, pinned by the token."""
+    ident, _, rest = config.token.partition(".")
+    secret, _, pin = rest.partition(".")
+    if not (ident and secret and len(pin) == 64):
+        raise HostError("--token: not a token; 'argosy cluster token' makes one")
+    identity_dir = folder / "identity"
+    identity_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        stranger = Client(config.join, Credentials(), guest=True)
+        answer = stranger.ask(Command("authority", {}), 10)
+        stranger.close()
+        authority = answer["certificate"]
+        if tls.fingerprint(authority) != pin:
+            raise HostError("--token: the cluster at --join is not the one this token is for")
+        tls.write_private(identity_dir / "ca.crt", authority)
+        request, key = tls.make_request()
+        machine = secrets.token_hex(16)
+        guest = Client(config.join, Credentials(identity_dir / "ca.crt"), guest=True)
+        welcome = guest.ask(
+            Command("join", {
+                "token": f"{ident}.{secret}", "name": config.name, "machine": machine,
+                "address": config.transport, "request": request,
+                "url": f"http://{config.client[0]}" if config.client else "",
+            }), 20,
+        )  # fmt: skip
+        guest.close()
+    except (UnreachableError, RemoteError) as error:
+        raise HostError(f"--join: {error}") from None
+    tls.save(identity_dir, tls.Identity(authority, welcome["certificate"], key))
+    membership = Membership(machine, welcome["cluster"], True, config.role == "voter")
+    membership.save(folder)
+    return membership
+
+
+# -- running -----------------------------------------------------------------------------------
+
+
+def authority_of(folder: Path) -> Authority | None:
+    """What the control actor may do with the cluster's authority."""
+    certificate_path, key_path = folder / "identity" / "ca.crt", folder / "identity" / "ca.key"
+    if not certificate_path.exists():
+        return None
+    certificate = certificate_path.read_bytes()
+    if not key_path.exists():
+        return Authority(certificate, None)
+    key = key_path.read_bytes()
+    return Authority(certificate, lambda request, name, role: tls.sign(certificate, key, request, name, role))
+
+
+class Host:
+    """The running host."""
+
+    def __init__(self, config: HostConfig, folder: Path, membership: Membership) -> None:
+        self.config = config
+        self.folder = folder
+        self.membership = membership
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[BaseException | None] = self.loop.create_future()
+        self.company: Company = None  # type: ignore[assignment]
+        self.net: TcpNet = None  # type: ignore[assignment]
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+    async def start(self) -> None:
+        """Open the doors and start the actors; raises :class:`HostError`."""
+        config, membership = self.config, self.membership
+        doors = check_doors(config)
+        clock, rng = RealClock(), RealRng()
+        identity_dir = self.folder / "identity"
+        secure = membership.secure
+        self.net = TcpNet(
+            self.loop, membership.cluster, membership.machine, rng.token(), rng.below,
+            tls.server_context(identity_dir) if secure else None,
+            tls.client_context(identity_dir) if secure else None,
+        )  # fmt: skip
+        host, port = resolve(config.transport)
+        try:
+            await self.net.serve(host, port)
+        except OSError as error:
+            raise HostError(f"--transport {config.transport}: {error.strerror or error}") from None
+        disk = RealDisk(self.loop, self.folder / "raft")
+        processes = Processes(self.loop, self.folder)
+        ports = Ports(clock, rng, disk, self.net, processes)
+        dispatcher = LoopDispatcher(self.loop)
+        advertise = config.advertise or host
+        endpoint = f"http://{doors[0][0]}:{doors[0][1]}" if doors else ""
+        identity = Identity(
+            membership.machine, config.name, config.transport, endpoint, advertise,
+            dict(config.metadata), config.role, VERSION,
+        )  # fmt: skip
+        self.company = boot(
+            identity, membership.cluster, ports, dispatcher, PoolDispatcher(config.name),
+            authority_of(self.folder), self._end,
+        )  # fmt: skip
+        self.net.on_link(self.company.router.link_changed)
+        await self._open_doors(doors)
+        if membership.wants_vote:
+            self.loop.create_task(self._ask_for_vote())
+
+    async def _open_doors(self, doors: list[tuple[str, int]]) -> None:
+        company, net = self.company, self.net
+        exporter = Exporter(
+            lambda: observe.actor_families(company),
+            lambda: observe.raft_families(company),
+            lambda: observe.transport_families(company, net),
+            lambda: observe.fleet_families(company),
+            lambda: observe.lock_families(company),
+            observe.process_families,
+        )
+        opened: asyncio.Future[None] = self.loop.create_future()
+
+        def on_open(error: BaseException | None) -> None:
+            if opened.done():
+                if error is not None:
+                    self._end(error)
+            elif error is not None:
+                opened.set_exception(HostError(f"--client: {error}"))
+            else:
+                opened.set_result(None)
+
+        company.system.spawn(
+            Gateway, self.loop, doors, self.membership.cluster, company.raft, exporter, on_open,
+            name="gateway",
+        )  # fmt: skip
+        await opened
+
+    async def _ask_for_vote(self) -> None:
+        """A joined voter is a learner until it has caught up."""
+        change = ChangeConfig("promote", self.membership.machine)
+        while True:
+            await asyncio.sleep(1.0)
+            answer: asyncio.Future[BaseException | None] = self.loop.create_future()
+            future = self.company.raft.ask(change, block=False)
+            future.on_done(lambda f, answer=answer: answer.done() or answer.set_result(f.error))
+            if await answer is None:
+                self.membership.wants_vote = False
+                self.membership.save(self.folder)
+                return
+
+    async def stop(self) -> None:
+        """Hand leadership over and let go; the units stay with their shims."""
+        if self.company is not None:
+            self.company.raft.offer(TransferLeadership())
+            await asyncio.sleep(0.15)
+            self.company.system.stop()
+            await asyncio.sleep(0.05)
+        if self.net is not None:
+            await self.net.close()
+
+
+def prepare(config: HostConfig) -> tuple[Path, Membership, int]:
+    """The directory, locked, and who this host is in it."""
+    folder = Path(config.data_dir).absolute()
+    lock = lock_directory(folder)
+    membership = Membership.load(folder)
+    if membership is None:
+        if config.bootstrap:
+            membership = found_cluster(config, folder)
+        elif config.join:
+            membership = join_cluster(config, folder)
+        else:
+            raise HostError(
+                f"{folder} belongs to no cluster yet: --bootstrap founds one, --join ADDR --token T joins one"
+            )
+    return folder, membership, lock
+
+
+def run(config: HostConfig) -> int:
+    """Run one host until it is told to stop; returns the exit status."""
+    sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
+    folder, membership, _lock = prepare(config)
+    if config.grpc:
+        logger.warning("--grpc %s: the gRPC door is not served by version %s", config.grpc, VERSION)
+
+    async def main() -> BaseException | None:
+        host = Host(config, folder, membership)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, host._end, None)  # noqa: SLF001
+        await host.start()
+        tls.write_private(folder / "host.pid", f"{os.getpid()}\n".encode())
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        logger.info("host %s is up: transport %s, HTTP %s", config.name, config.transport, ", ".join(config.client))
+        error = await host.ended
+        await host.stop()
+        return error
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            error = runner.run(main())
+        except (HostError, DiskError, tls.IdentityError, OSError) as failure:
+            error = failure
+    if error is not None:
+        print(f"argosy: host {config.name} ended: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def log_to_stderr(level: Any = logging.INFO) -> None:
+    """Plain lines with time and level."""
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
+    )
+    logging.getLogger("pykka").setLevel(logging.WARNING)

@@ -1,0 +1,204 @@
+"""``argosy kv render``: a file that follows the brain.
+
+A Jinja2 template asks for keys with ``ls(prefix)``, ``get(key)`` and ``names(prefix)``; the
+file is written atomically when its text changes, checked, and whoever uses it is told.  A
+brain that cannot be reached leaves the file as it is.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import jinja2
+import jinja2.sandbox
+
+from transport.client import ClientTimeout, UnreachableError
+from transport.router import RemoteError
+
+from .session import Session
+
+#: Seconds one long poll lasts, and a pause after a failure.
+POLL_S, RETRY_S = 20.0, 0.3
+
+
+class SourceError(Exception):
+    """The brain could not be asked; it is tried again."""
+
+
+class HttpKeys:
+    """Keys through the v2 door (what a unit has)."""
+
+    def __init__(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        self._address = (parts.hostname or "127.0.0.1", parts.port or 4001)
+
+    def _get(self, path: str, timeout: float) -> tuple[int, dict[str, Any], int]:
+        connection = http.client.HTTPConnection(*self._address, timeout=timeout)
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            body = reply.read()
+            index = int(reply.headers.get("X-Etcd-Index", 0))
+            return reply.status, json.loads(body) if body else {}, index
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise SourceError(str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+
+    def list(self, prefix: str) -> tuple[int, dict[str, str]]:
+        """(revision, values by key) below a prefix."""
+        status, body, index = self._get(f"/v2/keys{quote(prefix.rstrip('/'))}?recursive=true", 10)
+        if status == 404:
+            return int(body.get("index", index)), {}
+        if status != 200:
+            raise SourceError(f"HTTP {status}")
+        out: dict[str, str] = {}
+        _flatten(body["node"], out)
+        return index, out
+
+    def wait(self, prefix: str, after: int) -> bool:
+        """Whether something changed below a prefix after a revision; waits a while for it."""
+        path = f"/v2/keys{quote(prefix.rstrip('/'))}?wait=true&recursive=true&waitIndex={after + 1}"
+        try:
+            return self._get(path, POLL_S)[0] in (200, 400)
+        except SourceError as error:
+            if "timed out" in str(error):
+                return False
+            raise
+
+
+def _flatten(node: dict[str, Any], out: dict[str, str]) -> None:
+    if not node.get("dir"):
+        out[node["key"]] = node["value"]
+    for child in node.get("nodes", ()):
+        _flatten(child, out)
+
+
+class TransportKeys:
+    """Keys through a host's transport door (what an administrator has)."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def _ask(self, verb: str, timeout: float, **args: Any) -> Any:
+        try:
+            return self._session.try_ask(verb, timeout, **args)
+        except (RemoteError, ClientTimeout, UnreachableError) as error:
+            raise SourceError(str(error)) from None
+
+    def list(self, prefix: str) -> tuple[int, dict[str, str]]:
+        """(revision, values by key) below a prefix."""
+        answer = self._ask("kv.ls", 10.0, key=prefix)
+        return answer["revision"], {i["key"]: i["value"] for i in answer["items"]}
+
+    def wait(self, prefix: str, after: int) -> bool:
+        """Whether something changed below a prefix after a revision; waits a while for it."""
+        answer = self._ask(
+            "kv.watch", POLL_S + 5, key=prefix, prefix=True, revision=after + 1, wait=POLL_S
+        )
+        return bool(answer["events"])
+
+
+class Renderer:
+    """One template and its file."""
+
+    def __init__(self, source: HttpKeys | TransportKeys, template: Path, out: Path) -> None:
+        self._source = source
+        self._out = out
+        loader = jinja2.sandbox.SandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        )
+        loader.globals["env"] = dict(os.environ)
+        self._template = loader.from_string(template.read_text())
+        self._values: dict[str, dict[str, str]] = {}
+        self.revision = 0
+
+    def text(self) -> str:
+        """Render from what the brain says now."""
+        seen: dict[str, dict[str, str]] = {}
+        lowest: list[int] = []
+
+        def listed(prefix: str) -> dict[str, str]:
+            if prefix not in seen:
+                revision, seen[prefix] = self._source.list(prefix)
+                lowest.append(revision)
+            return seen[prefix]
+
+        def ls(prefix: str) -> list[dict[str, str]]:
+            base = prefix.rstrip("/") + "/"
+            return [
+                {"key": key, "name": key[len(base) :], "value": value}
+                for key, value in sorted(listed(prefix).items())
+                if key.startswith(base)
+            ]
+
+        def get(key: str, default: str | None = None) -> str | None:
+            return listed(key).get(key, default)
+
+        text = self._template.render(ls=ls, get=get, names=lambda p: [i["name"] for i in ls(p)])
+        self._values = seen
+        self.revision = min(lowest, default=0)
+        return text
+
+    def update(self, check: str, execute: str) -> bool:
+        """Write the file if its text changed; whether it did.  Raises ``SourceError``."""
+        text = self.text()
+        if self._out.exists() and self._out.read_text() == text:
+            return False
+        temporary = self._out.with_name(self._out.name + ".new")
+        temporary.write_text(text)
+        if check and _run(check.replace("{}", str(temporary))) != 0:
+            print(f"argosy: {self._out} is left as it is: the check failed", file=sys.stderr, flush=True)
+            temporary.unlink()
+            return False
+        os.replace(temporary, self._out)
+        if execute:
+            _run(execute)
+        return True
+
+    def wait(self) -> None:
+        """Wait until one of the prefixes that the template asked for changes."""
+        prefixes = sorted(self._values)
+        if len(prefixes) == 1:
+            self._source.wait(prefixes[0], self.revision)
+        else:
+            self._source.wait(os.path.commonpath(prefixes) if prefixes else "/", self.revision)
+
+
+def _run(command: str) -> int:
+    return subprocess.run(shlex.split(command), check=False).returncode
+
+
+def render(
+    session: Session, template: Path, out: Path, check: str, execute: str, once: bool, splay: float
+) -> int:
+    """Keep a file in line with the brain; returns the exit status (``--once`` only)."""
+    source = HttpKeys(session.endpoint) if session.is_http else TransportKeys(session)
+    renderer = Renderer(source, template, out)
+    deadline = time.monotonic() + session.timeout
+    while True:
+        try:
+            changed = renderer.update(check, execute)
+            if changed:
+                print(f"{out}: written at revision {renderer.revision}", flush=True)
+            if once:
+                return 0
+            renderer.wait()
+            if splay:
+                time.sleep(splay)
+        except SourceError as error:
+            if once and time.monotonic() > deadline:
+                print(f"argosy: the brain did not answer: {error}", file=sys.stderr)
+                return 3
+            time.sleep(RETRY_S)
+        except KeyboardInterrupt:
+            return 0

@@ -1,0 +1,91 @@
+"""How things look: tables with colour in a terminal, plain columns when piped."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+STYLES = {
+    "active": "green", "ready": "green", "passing": "green", "running": "green", "leader": "bold cyan",
+    "failed": "bold red", "lost": "bold red", "failing": "red", "unreachable": "bold red",
+    "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
+    "inactive": "dim", "dead": "dim", "none": "dim",
+}  # fmt: skip
+console = Console(highlight=False)
+
+
+def age(seconds: Any) -> str:
+    """12s, 3m, 5h, 2d."""
+    if seconds is None:
+        return "-"
+    value = float(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if value >= size:
+            return f"{value / size:.0f}{unit}"
+    return f"{value:.0f}s"
+
+
+def cell(value: Any) -> str:
+    """One cell as text."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, dict):
+        return ",".join(f"{k}={v}" for k, v in sorted(value.items())) or "-"
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def build(rows: list[dict[str, Any]], columns: list[tuple[str, str]]) -> Table:
+    """A table of some keys of each row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, _ in columns:
+        table.add_column(title)
+    for row in rows:
+        texts = [cell(row.get(key)) for _, key in columns]
+        table.add_row(*[f"[{STYLES[t]}]{t}[/]" if t in STYLES else t.replace("[", "\\[") for t in texts])
+    return table
+
+
+def table(rows: list[dict[str, Any]], columns: list[tuple[str, str]]) -> None:
+    """Print rows: a coloured table, or aligned plain columns when piped."""
+    if sys.stdout.isatty():
+        console.print(build(rows, columns))
+        return
+    lines = [[title for title, _ in columns]]
+    lines += [[cell(row.get(key)) for _, key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+UNIT_COLUMNS = [
+    ("UNIT", "unit"), ("MACHINE", "machine"), ("ACTIVE", "active"), ("SUB", "sub"), ("HEALTH", "health"),
+    ("RESTARTS", "restarts"), ("PID", "pid_or_container"), ("SINCE", "age"),
+]  # fmt: skip
+MACHINE_COLUMNS = [
+    ("MACHINE", "name"), ("ID", "short"), ("ADDRESS", "address"), ("STATE", "state"), ("VOTER", "voter"),
+    ("UNITS", "units"), ("METADATA", "metadata"),
+]  # fmt: skip
+MEMBER_COLUMNS = [("MEMBER", "name"), ("ID", "short"), ("ADDRESS", "address"), ("ROLE", "role"), ("STATE", "state")]
+ACTOR_COLUMNS = [
+    ("PATH", "path"), ("CLASS", "class"), ("MAILBOX", "mailbox"), ("HANDLED", "handled"),
+    ("RESTARTS", "restarts"), ("STATE", "state"),
+]  # fmt: skip
+FILE_COLUMNS = [("UNIT", "unit"), ("HASH", "short"), ("DESIRED", "desired"), ("MACHINES", "machines")]
+KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
+
+
+def with_age(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with their age, for people."""
+    return [{**row, "age": age(row.get("since_s"))} for row in rows]
+
+
+def with_short(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows with the first eight digits of an id or hash."""
+    return [{**row, "short": str(row.get(key, ""))[:8]} for row in rows]

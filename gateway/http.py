@@ -1,0 +1,255 @@
+"""A small HTTP/1.1 server on the event loop: httptools parses, handlers answer.
+
+One connection is one protocol object; requests of a connection are answered in order.
+Limits are named; a client that breaks one is told so and disconnected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import httptools
+
+#: Largest request body, in bytes (etcd's limit for forms).
+BODY_BYTES_MAX = 10 * 1024 * 1024
+#: Bytes of headers and URL of one request.
+HEAD_BYTES_MAX = 64 * 1024
+#: Connections one door serves.
+CONNECTIONS_MAX = 20_000
+#: Requests that may wait on one connection.
+PIPELINE_MAX = 64
+#: Bytes that may wait for a slow reader of a stream before it is cut off.
+STREAM_BYTES_MAX = 8 * 1024 * 1024
+
+REASONS = {
+    200: "OK", 201: "Created", 204: "No Content", 400: "Bad Request", 401: "Unauthorized",
+    403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
+    412: "Precondition Failed", 413: "Payload Too Large", 415: "Unsupported Media Type",
+    423: "Locked", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    503: "Service Unavailable",
+}  # fmt: skip
+
+
+class Request:
+    """One request, and the means to answer it once."""
+
+    __slots__ = (
+        "_answered", "_chunked", "_connection", "body", "headers", "keep_alive", "method",
+        "on_close", "path", "query",
+    )  # fmt: skip
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._answered = False
+        self._chunked = False
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.keep_alive = True
+        self.on_close: Callable[[], None] | None = None
+
+    def answer(
+        self, status: int, body: bytes = b"", content_type: str = "application/json",
+        headers: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Send the whole answer; a second one is ignored."""
+        if self._answered:
+            return
+        self._answered = True
+        head = [f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}"]
+        if headers:
+            head += [f"{name}: {value}" for name, value in headers.items()]
+        if content_type:
+            head.append(f"Content-Type: {content_type}")
+        head.append(f"Content-Length: {len(body)}")
+        if not self.keep_alive:
+            head.append("Connection: close")
+        data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
+        if self.method != "HEAD":
+            data += body
+        self._connection.finish(self, data)
+
+    def begin(self, headers: dict[str, str], content_type: str = "application/json") -> None:
+        """Send the head of a stream; :meth:`chunk` and :meth:`end` follow."""
+        if self._answered or self._chunked:
+            return
+        self._chunked = True
+        head = ["HTTP/1.1 200 OK", *[f"{name}: {value}" for name, value in headers.items()]]
+        head += [f"Content-Type: {content_type}", "Transfer-Encoding: chunked"]
+        self._connection.write(self, ("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
+
+    def chunk(self, data: bytes) -> bool:
+        """Send one piece; False if the reader is gone or too slow (then it is cut off)."""
+        if self._answered:
+            return False
+        return self._connection.write(self, b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """End a stream."""
+        if not self._answered:
+            self._answered = True
+            self._connection.finish(self, b"0\r\n\r\n")
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete."""
+        return self._answered
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._transport: Any = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._request: Request | None = None
+        self._url = b""
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._waiting: deque[Request] = deque()
+        self._active: Request | None = None
+        self._refused = False
+
+    # asyncio
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._server.connections.add(self)
+        if len(self._server.connections) > CONNECTIONS_MAX:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrades are not supported here")
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"not HTTP/1.1: {error}")
+        except _TooLarge as error:
+            self._refuse(error.status, str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        active, self._active = self._active, None
+        if active is not None and active.on_close is not None:
+            active.on_close()
+        self._waiting.clear()
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refused = True
+        request = Request(self)
+        request.keep_alive = False
+        self._active = request
+        request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8")
+
+    # httptools
+    def on_message_begin(self) -> None:
+        self._request = Request(self)
+        self._url = b""
+        self._head_bytes = 0
+        self._body = []
+        self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value))
+        assert self._request is not None
+        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX:
+            raise _TooLarge(431, f"head_bytes_max: {HEAD_BYTES_MAX} bytes of URL and headers")
+
+    def on_headers_complete(self) -> None:
+        assert self._request is not None
+        if self._request.headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > BODY_BYTES_MAX:
+            raise _TooLarge(413, f"body_bytes_max: {BODY_BYTES_MAX} bytes in a request")
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        assert request is not None
+        url = self._url.decode("latin-1")
+        request.path, _, request.query = url.partition("?")
+        request.method = self._parser.get_method().decode()
+        request.keep_alive = self._parser.should_keep_alive()
+        request.body = b"".join(self._body)
+        if self._active is None:
+            self._active = request
+            self._server.dispatch(request)
+        elif len(self._waiting) >= PIPELINE_MAX:
+            raise _TooLarge(400, f"pipeline_max: {PIPELINE_MAX} requests wait on this connection")
+        else:
+            self._waiting.append(request)
+
+    # requests
+    def write(self, request: Request, data: bytes) -> bool:
+        if request is not self._active or self._transport is None or self._transport.is_closing():
+            return False
+        if self._transport.get_write_buffer_size() > STREAM_BYTES_MAX:
+            self._server.cut_off += 1
+            self._transport.abort()
+            return False
+        self._transport.write(data)
+        return True
+
+    def finish(self, request: Request, data: bytes) -> None:
+        if request is not self._active or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        self._active = None
+        if not request.keep_alive:
+            self._transport.close()
+        elif self._waiting:
+            self._active = self._waiting.popleft()
+            self._server.dispatch(self._active)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _TooLarge(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class HttpServer:
+    """Hands requests to ``dispatch``; owns the listening sockets and connections."""
+
+    def __init__(self, dispatch: Callable[[Request], None]) -> None:
+        self.dispatch = dispatch
+        self.connections: set[_Connection] = set()
+        self.cut_off = 0
+        self._servers: list[asyncio.AbstractServer] = []
+
+    async def listen(self, host: str, port: int) -> None:
+        """Open one address; raises ``OSError`` if it is taken."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: _Connection(self), host, port, reuse_address=True, backlog=1024
+        )
+        self._servers.append(server)
+
+    def close(self) -> None:
+        """Close every door and connection."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.close()

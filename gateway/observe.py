@@ -1,0 +1,189 @@
+"""What the metrics page shows: families derived from the living actors at scrape time."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from actors.company import Company
+from actors.unit_manager import UnitManager
+from brain.raft import Role
+from metrics.exporter import Family
+
+SUBS_SHOWN = ("running", "exited", "dead", "failed", "auto-restart", "start", "start-pre", "stop-sigterm")
+
+
+def actor_families(company: Company) -> Iterable[Family]:
+    """Per actor class: mailboxes, handling, waiting, restarts, dead letters."""
+    system = company.system
+    depth: Counter[str] = Counter()
+    alive: Counter[str] = Counter()
+    for box in system.mailboxes():
+        name = type(box.actor).__name__
+        depth[name] += len(box.user)
+        alive[name] += 1
+    families = {
+        "alive": Family("gauge", "argosy_actors", "Living actors by class.", ("class",)),
+        "depth": Family("gauge", "argosy_actor_mailbox_depth", "Messages waiting in mailboxes.", ("class",)),
+        "handled": Family("counter", "argosy_actor_messages", "Messages handled.", ("class",)),
+        "restarts": Family("counter", "argosy_actor_restarts", "Restarts by supervisors.", ("class",)),
+        "dead": Family("counter", "argosy_actor_dead_letters", "Messages nobody took.", ("class", "reason")),
+        "handling": Family("histogram", "argosy_actor_handling_seconds", "Time to handle a message.", ("class",)),
+        "waiting": Family("histogram", "argosy_actor_mailbox_seconds", "Time in the mailbox.", ("class",)),
+    }
+    for name, stats in sorted(system.stats.items()):
+        families["alive"].add(alive[name], name)
+        families["depth"].add(depth[name], name)
+        families["handled"].add(stats.handled, name)
+        families["restarts"].add(stats.restarts, name)
+        families["handling"].add_histogram(stats.handling.cumulative(), stats.handling.sum, name)
+        families["waiting"].add_histogram(stats.waiting.cumulative(), stats.waiting.sum, name)
+        for reason in ("dead", "overflow"):
+            families["dead"].add(stats.dead_letters.get(reason, 0), name, reason)
+    return families.values()
+
+
+def raft_families(company: Company) -> Iterable[Family]:
+    """Raft and the store; etcd's well-known names beside our own."""
+    peer: Any = company.raft._mailbox.actor  # noqa: SLF001 - read only, at scrape
+    raft = getattr(peer, "raft", None)
+    if raft is None:
+        return
+    leading = float(raft.role is Role.LEADER)
+    yield Family("gauge", "argosy_raft_term", "Current term.").add(raft.term)
+    yield Family("gauge", "argosy_raft_is_leader", "1 on the leader.").add(leading)
+    yield Family("gauge", "argosy_raft_has_leader", "1 while a leader is known.").add(float(bool(raft.leader)))
+    yield Family("gauge", "argosy_raft_commit_index", "Index that is decided.").add(raft.log.commit)
+    yield Family("gauge", "argosy_raft_applied_index", "Index that is applied.").add(raft.log.applied)
+    yield Family("counter", "argosy_raft_elections", "Elections this peer stood in.").add(raft.elections)
+    yield Family("counter", "argosy_raft_leader_changes", "Leader changes seen.").add(peer.leader_changes)
+    proposals = Family("counter", "argosy_raft_proposals", "Commands by outcome.", ("outcome",))
+    for outcome in ("committed", "failed", "applied"):
+        proposals.add(peer.proposals[outcome], outcome)
+    yield proposals
+    yield Family("gauge", "argosy_raft_proposals_pending", "Commands that await their outcome.").add(
+        len(peer._pending)  # noqa: SLF001
+    )
+    sync = peer.sync_seconds
+    yield Family("histogram", "argosy_raft_sync_seconds", "Time to make a batch durable.").add_histogram(
+        sync.cumulative(), sync.sum
+    )
+    behind = Family("gauge", "argosy_raft_follower_behind", "Entries a follower lacks (leader only).", ("peer",))
+    info = dict(raft.config.info)
+    for member, progress in raft.progress.items():
+        behind.add(raft.log.last_index - progress.match, info.get(member, (member,))[0])
+    yield behind
+    yield Family("counter", "argosy_raft_log_bytes", "Bytes written to the log.").add(peer.journal.bytes_written)
+    yield Family("gauge", "argosy_store_revision", "Revision of the store.").add(peer.store.revision)
+    yield Family("gauge", "argosy_store_keys", "Keys in the store.").add(len(peer.store.live))
+    yield Family("gauge", "argosy_store_leases", "Leases in the store.").add(len(peer.store.leases))
+    yield Family("gauge", "argosy_store_watches", "Watches on this peer.").add(len(peer._watches))  # noqa: SLF001
+    yield from _etcd_names(peer, raft, leading, sync)
+
+
+def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Family]:
+    """Names that existing etcd dashboards ask for."""
+    yield Family("gauge", "etcd_server_has_leader", "Whether a leader exists.").add(float(bool(raft.leader)))
+    yield Family("gauge", "etcd_server_is_leader", "Whether this member leads.").add(leading)
+    yield Family("counter", "etcd_server_leader_changes_seen", "Leader changes seen.").add(peer.leader_changes)
+    yield Family("gauge", "etcd_server_proposals_committed_total", "Consensus proposals committed.").add(raft.log.commit)
+    yield Family("gauge", "etcd_server_proposals_applied_total", "Consensus proposals applied.").add(raft.log.applied)
+    yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(len(peer._pending))  # noqa: SLF001
+    yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals["failed"])
+    yield Family(
+        "histogram", "etcd_disk_wal_fsync_duration_seconds", "Latency of making the log durable."
+    ).add_histogram(sync.cumulative(), sync.sum)
+    yield Family("gauge", "etcd_debugging_mvcc_keys_total", "Keys in the store.").add(len(peer.store.live))
+    yield Family("gauge", "etcd_debugging_mvcc_watcher_total", "Watches on this member.").add(len(peer._watches))  # noqa: SLF001
+
+
+def transport_families(company: Company, net: Any) -> Iterable[Family]:
+    """Bytes, frames, links and drops between hosts."""
+    counters = net.counters
+    yield Family("counter", "argosy_transport_sent_bytes", "Bytes sent to other hosts.").add(counters.bytes_sent)
+    yield Family("counter", "argosy_transport_received_bytes", "Bytes received.").add(counters.bytes_received)
+    yield Family("counter", "argosy_transport_sent_frames", "Frames sent.").add(counters.frames_sent)
+    yield Family("counter", "argosy_transport_received_frames", "Frames received.").add(counters.frames_received)
+    yield Family("counter", "argosy_transport_connects", "Handshakes completed.").add(counters.connects)
+    yield Family("gauge", "argosy_transport_links", "Outgoing links that are up.").add(net.links_up())
+    dropped = Family("counter", "argosy_transport_dropped_frames", "Frames dropped.", ("reason",))
+    for reason in ("no_link", "queue_full"):
+        dropped.add(counters.dropped.get(reason, 0), reason)
+    yield dropped
+    yield Family("counter", "argosy_transport_refused_links", "Links refused.").add(sum(counters.refused.values()))
+    yield Family("counter", "argosy_transport_bad_frames", "Frames that broke the rules.").add(company.router.bad_frames)
+
+
+def fleet_families(company: Company) -> Iterable[Family]:
+    """Units of this machine, and the scheduler's work."""
+    machine: Any = company.machine._mailbox.actor  # noqa: SLF001
+    yield Family("gauge", "argosy_machine_lease_held", "1 while this machine holds its lease.").add(
+        float(machine.lease_held)
+    )
+    by_sub: Counter[str] = Counter()
+    healthy: Counter[str] = Counter()
+    restarts = Family("counter", "argosy_unit_restarts", "Restarts of a unit on this machine.", ("unit",))
+    active = Family("gauge", "argosy_unit_active", "1 while a unit is active.", ("unit",))
+    health = Family("gauge", "argosy_unit_healthy", "1 while a unit passes its check (or has none).", ("unit",))
+    for box in company.system.mailboxes():
+        manager = box.actor
+        if not isinstance(manager, UnitManager):
+            continue
+        state = manager.state()
+        by_sub[state["sub"]] += 1
+        healthy[state["health"]] += 1
+        restarts.add(state["restarts"], manager.unit)
+        active.add(float(state["active"] == "active"), manager.unit)
+        health.add(float(state["active"] == "active" and state["health"] != "failing"), manager.unit)
+    units = Family("gauge", "argosy_units", "Units of this machine by sub-state.", ("sub",))
+    for sub in sorted({*SUBS_SHOWN, *by_sub}):
+        units.add(by_sub[sub], sub)
+    yield units
+    yield restarts
+    yield active
+    yield health
+    scheduler: Any = company.scheduler._mailbox.actor  # noqa: SLF001
+    yield Family("gauge", "argosy_scheduler_active", "1 on the host that schedules.").add(float(scheduler.active))
+    yield Family("gauge", "argosy_scheduler_unplaced_units", "Units that no machine takes.").add(len(scheduler.unplaced))
+    yield Family("gauge", "argosy_scheduler_brake", "1 while too many machines are lost to move units.").add(float(scheduler.braking))
+    yield Family("counter", "argosy_scheduler_placements", "Placements decided.").add(scheduler.placements)
+    moved = Family("counter", "argosy_scheduler_reschedules", "Units moved, by reason.", ("reason",))
+    for reason in ("machine-lost", "constraint"):
+        moved.add(scheduler.reschedules.get(reason, 0), reason)
+    yield moved
+
+
+def lock_families(company: Company) -> Iterable[Family]:
+    """The reboot semaphore, per group."""
+    manager: Any = company.lock_manager._mailbox.actor  # noqa: SLF001
+    names = {
+        "holders": Family("gauge", "argosy_lock_holders", "Machines that hold the lock.", ("group",)),
+        "max": Family("gauge", "argosy_lock_max", "How many may hold it.", ("group",)),
+        "queue": Family("gauge", "argosy_lock_queue", "Machines that wait.", ("group",)),
+        "oldest": Family("gauge", "argosy_lock_oldest_hold_seconds", "Age of the oldest hold.", ("group",)),
+        "overdue": Family("gauge", "argosy_lock_overdue", "Holders past their deadline.", ("group",)),
+    }
+    for group in manager.status():
+        label = group["group"]
+        names["holders"].add(len(group["holders"]), label)
+        names["max"].add(group["max"], label)
+        names["queue"].add(len(group["queue"]), label)
+        names["oldest"].add(max((h["since_s"] for h in group["holders"]), default=0.0), label)
+        names["overdue"].add(sum(h["overdue"] for h in group["holders"]), label)
+    yield from names.values()
+    yield Family("counter", "argosy_lock_grants", "Locks granted through this host.").add(manager.grants)
+    yield Family("counter", "argosy_lock_refusals", "Locks refused through this host.").add(manager.refusals)
+
+
+def process_families() -> Iterable[Family]:
+    """The host process itself."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    yield Family("counter", "process_cpu_seconds", "CPU time of the host process.").add(usage.ru_utime + usage.ru_stime)
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[1])
+    yield Family("gauge", "process_resident_memory_bytes", "Memory of the host process.").add(
+        pages * os.sysconf("SC_PAGE_SIZE")
+    )

@@ -1,0 +1,286 @@
+"""The etcd v2 door: ``/v2/keys`` as etcd 3.4 answers it, on the one keyspace.
+
+Pure translation: a form becomes a command or a read, an outcome becomes JSON.  Spec with
+codes, causes and headers: docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from brain.store import Change, Event
+from brain.tree import MESSAGES, Node, Outcome, clean, hidden
+
+MESSAGES_FORM = {
+    201: "PrevValue is Required in POST form",
+    202: "The given TTL in POST form is not a number",
+    203: "The given index in POST form is not a number",
+    209: "Invalid field",
+    210: "Invalid POST form",
+    211: "Value provided on refresh",
+    212: "A TTL must be provided on refresh",
+    300: "Raft Internal Error",
+    401: "The event in requested index is outdated and cleared",
+    110: "The request requires user authentication",
+}
+HTTP_STATUS = {
+    100: 404, 101: 412, 102: 403, 105: 412, 108: 403, 110: 401, 300: 503, 301: 503,
+}  # fmt: skip
+_TRUE = ("1", "t", "T", "TRUE", "true", "True")
+_FALSE = ("0", "f", "F", "FALSE", "false", "False")
+#: Highest TTL, in seconds: beyond it the year has five digits.
+TTL_S_MAX = 200_000_000_000
+
+
+class FormError(Exception):
+    """A request that cannot be understood: etcd's error number and cause."""
+
+    def __init__(self, number: int, cause: str) -> None:
+        super().__init__(cause)
+        self.number = number
+        self.cause = cause
+
+
+class Form:
+    """Query and body of one request, merged; the first value of a name wins."""
+
+    def __init__(self, query: str, body: bytes, content_type: str) -> None:
+        self._values: dict[str, str] = {}
+        texts = [query]
+        if body and content_type.startswith("application/x-www-form-urlencoded"):
+            texts.insert(0, body.decode("utf-8", "surrogateescape"))
+        try:
+            for text in texts:
+                for name, value in parse_qsl(text, True, errors="surrogateescape"):
+                    self._values.setdefault(name, value)
+        except ValueError as error:
+            raise FormError(210, str(error)) from None
+
+    def has(self, name: str) -> bool:
+        """Whether the field was given, even if empty."""
+        return name in self._values
+
+    def text(self, name: str) -> str:
+        """The field, or empty."""
+        return self._values.get(name, "")
+
+    def flag(self, name: str, quoted: bool = True) -> bool:
+        """A boolean as Go reads it; absent is false."""
+        value = self._values.get(name)
+        if value is None or value == "":
+            return False
+        if value in _TRUE:
+            return True
+        if value in _FALSE:
+            return False
+        shown = f'"{name}"' if quoted else name
+        raise FormError(209, f"invalid value for {shown}")
+
+    def number(self, name: str, error: int) -> int:
+        """An unsigned number; absent or empty is 0."""
+        value = self._values.get(name, "")
+        if not value:
+            return 0
+        if not value.isascii() or not value.isdigit() or int(value) >= 2**64:
+            raise FormError(error, f'invalid value for "{name}"')
+        return int(value)
+
+    def ttl_ms(self) -> int | None:
+        """The TTL in milliseconds; None for none."""
+        if not self.text("ttl"):
+            return None
+        return min(self.number("ttl", 202), TTL_S_MAX) * 1000
+
+
+def path_of(url_path: str) -> str:
+    """The key path of ``/v2/keys/...``."""
+    return clean(unquote(url_path[len("/v2/keys") :], errors="surrogateescape"))
+
+
+def command_of(method: str, path: str, form: Form) -> list[Any]:
+    """The store's command for a PUT, POST or DELETE; raises :class:`FormError`."""
+    for name in ("wait",):
+        if form.flag(name):
+            raise FormError(209, '"wait" can only be used with GET requests')
+    prev_index = form.number("prevIndex", 203)
+    ttl = form.ttl_ms()
+    if form.has("prevValue") and not form.text("prevValue"):
+        raise FormError(201, '"prevValue" cannot be empty')
+    prev_value = form.text("prevValue").encode("utf-8", "surrogateescape") or None
+    directory = form.flag("dir")
+    if method == "DELETE":
+        form.flag("sorted")
+        if prev_value or prev_index:
+            return ["v2_cad", path, prev_value, prev_index]
+        return ["v2_delete", path, directory, form.flag("recursive")]
+    value = form.text("value").encode("utf-8", "surrogateescape")
+    if method == "POST":
+        return ["v2_create", path, value, ttl, directory, True]
+    return _put(path, form, value, ttl, directory, prev_value, prev_index)
+
+
+def _put(
+    path: str, form: Form, value: bytes, ttl: int | None, directory: bool,
+    prev_value: bytes | None, prev_index: int,
+) -> list[Any]:  # fmt: skip
+    refresh = form.flag("refresh", quoted=False)
+    if refresh:
+        if form.has("value"):
+            raise FormError(211, "A value was provided on a refresh")
+        if ttl is None:
+            raise FormError(212, "No TTL value set")
+    if form.has("prevExist"):
+        exists = form.flag("prevExist", quoted=False)
+        if not exists:
+            return ["v2_create", path, value, ttl, directory, False]
+        if not (prev_value or prev_index):
+            return ["v2_update", path, value, ttl, refresh]
+    if prev_value or prev_index:
+        return ["v2_cas", path, value, ttl, prev_value, prev_index, refresh]
+    if refresh:
+        return ["v2_update", path, value, ttl, True]
+    return ["v2_set", path, value, ttl, directory]
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+def dumps(value: Any) -> bytes:
+    """JSON as Go writes it: one line, ``<>&`` escaped."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    if "<" in text or ">" in text or "&" in text or "\u2028" in text or "\u2029" in text:
+        text = (
+            text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+            .replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        )  # fmt: skip
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def node_json(node: Node, now_ms: int) -> dict[str, Any]:
+    """A node in etcd's order of fields; empty ones are left out, a value never is."""
+    out: dict[str, Any] = {}
+    if node.path != "/":
+        out["key"] = node.path
+    if node.value is None:
+        out["dir"] = True
+    else:
+        out["value"] = node.value.decode("utf-8", "replace")
+    if node.expires:
+        out["expiration"] = rfc3339(node.expires)
+        ttl = math.ceil((node.expires - now_ms) / 1000)
+        if ttl > 0:
+            out["ttl"] = ttl
+    if node.nodes:
+        out["nodes"] = [node_json(child, now_ms) for child in node.nodes]
+    if node.modified and node.path != "/":
+        out["modifiedIndex"] = node.modified
+    if node.created and node.path != "/":
+        out["createdIndex"] = node.created
+    return out
+
+
+def rfc3339(ms: int) -> str:
+    """Log time as etcd shows an expiration."""
+    seconds, rest = divmod(ms, 1000)
+    try:
+        stamp = datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        stamp = datetime.max
+    text = stamp.strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{rest:03d}Z" if rest else f"{text}Z"
+
+
+def outcome_json(outcome: Outcome, now_ms: int, no_value: bool) -> dict[str, Any]:
+    """The answer to a write."""
+    if no_value:
+        return {"action": outcome.action}
+    node = node_json(outcome.node, now_ms)
+    if outcome.action in ("delete", "compareAndDelete", "expire"):
+        if outcome.node.nodes is None:
+            node.pop("dir", None)
+    out = {"action": outcome.action, "node": node}
+    if outcome.prev is not None:
+        out["prevNode"] = node_json(outcome.prev, now_ms)
+    return out
+
+
+def outcome_status(outcome: Outcome) -> int:
+    """201 for what was created, else 200."""
+    created = outcome.action == "create" or (outcome.action == "set" and outcome.prev is None)
+    return 201 if created else 200
+
+
+def error_json(number: int, cause: str, index: int) -> dict[str, Any]:
+    """etcd's error body."""
+    message = MESSAGES.get(number) or MESSAGES_FORM.get(number, "")
+    return {"errorCode": number, "message": message, "cause": cause, "index": index}
+
+
+# -- watching ------------------------------------------------------------------------------------
+
+
+def watch_range(path: str, recursive: bool) -> tuple[bytes, bytes | None]:
+    """The key range whose events a watch must look at."""
+    if not recursive:
+        return path.encode("utf-8", "surrogateescape"), None
+    if path == "/":
+        return b"/", b"0"
+    key = path.encode("utf-8", "surrogateescape")
+    return key, key + b"0"
+
+
+def watch_events(event: Event, path: str, recursive: bool, now_ms: int) -> Iterator[dict[str, Any]]:
+    """What a v2 watcher of ``path`` sees of a revision."""
+    note = event.note
+    if note is not None and note.action == "refresh":
+        return
+    if note is not None and note.is_dir:
+        if _concerns(note.path, path, recursive, note.action in ("delete", "expire")):
+            gone = note.action in ("delete", "expire")
+            expires = 0 if gone else note.expires
+            node = Node(note.path, None, note.created, event.revision, expires)
+            out = {"action": note.action, "node": node_json(node, now_ms)}
+            if note.prev_dir is not None:
+                out["prevNode"] = node_json(Node(note.path, None, *note.prev_dir), now_ms)
+            yield out
+        return
+    for change in event.changes:
+        out_ = _change_json(event, change, now_ms, note.action if note is not None else "")
+        if out_ is not None and _concerns(out_["node"]["key"], path, recursive, False):
+            yield out_
+
+
+def _change_json(event: Event, change: Change, now_ms: int, action: str) -> dict[str, Any] | None:
+    try:
+        name = change.key.decode()
+    except UnicodeDecodeError:
+        return None
+    if not name.startswith("/"):
+        return None
+    prev = change.prev
+    if change.item is None:
+        assert prev is not None
+        node = {"key": name, "modifiedIndex": event.revision, "createdIndex": prev.create}
+    else:
+        item = change.item
+        node = node_json(Node(name, item.value, item.create, item.mod, item.expires), now_ms)
+    out: dict[str, Any] = {"action": action or ("set" if change.item else "delete"), "node": node}
+    if prev is not None:
+        out["prevNode"] = node_json(
+            Node(name, prev.value, prev.create, prev.mod, prev.expires), now_ms
+        )
+    return out
+
+
+def _concerns(path: str, watched: str, recursive: bool, ends_below: bool) -> bool:
+    if path == watched:
+        return True
+    below = watched.rstrip("/") + "/"
+    if recursive and path.startswith(below):
+        return not hidden(path, watched)
+    return ends_below and watched.startswith(path + "/")

@@ -1,0 +1,142 @@
+"""The disk port for real: files of one directory, written by one thread, in order.
+
+``fdatasync`` blocks for as long as the disk likes, so it never runs on the event loop:
+heartbeats do not wait for it.  After one failed operation nothing more is written: what a
+failed sync left behind is unknown, and going on would be a guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kernel.ports import DiskError
+
+Done = Callable[[DiskError | None], None]
+_ZEROS = bytes(1024 * 1024)
+
+
+class RealDisk:
+    """See the module docstring."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
+        self._loop = loop
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._queue: queue.SimpleQueue[tuple[list[tuple[Any, ...]], Done] | None] = queue.SimpleQueue()
+        self._handles: dict[str, int] = {}
+        self._failed: DiskError | None = None
+        self._thread = threading.Thread(target=self._serve, name="disk", daemon=True)
+        self._thread.start()
+
+    def list(self) -> list[str]:
+        """Names of the files, sorted."""
+        return sorted(p.name for p in self._folder.iterdir() if not p.name.endswith(".new"))
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+        try:
+            return (self._folder / name).read_bytes()
+        except OSError as error:
+            raise DiskError(f"{self._folder / name}: {error.strerror}") from None
+
+    def submit(self, operations: list[tuple[Any, ...]], done: Done) -> None:
+        """Queue a batch; ``done`` is called on the loop thread."""
+        self._queue.put((operations, done))
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread."""
+        self._queue.put(None)
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        while True:
+            batch = self._queue.get()
+            if batch is None:
+                return
+            operations, done = batch
+            if self._failed is None:
+                try:
+                    for operation in operations:
+                        self._execute(operation)
+                except OSError as error:
+                    self._failed = self._explain(error, operation)
+            try:
+                self._loop.call_soon_threadsafe(done, self._failed)
+            except RuntimeError:  # the loop is closed: the process is ending
+                return
+
+    def _explain(self, error: OSError, operation: tuple[Any, ...]) -> DiskError:
+        path = self._folder / operation[1] if len(operation) > 1 else self._folder
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskError(f"disk full: {path} could not be written ({error.strerror})")
+        return DiskError(f"disk fault: {operation[0]} of {path}: {error.strerror}")
+
+    def _handle(self, name: str) -> int:
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
+            self._handles[name] = handle
+        return handle
+
+    def _execute(self, operation: tuple[Any, ...]) -> None:
+        verb = operation[0]
+        if verb == "write":
+            _write_all(self._handle(operation[1]), operation[3], operation[2])
+        elif verb == "sync":
+            os.fdatasync(self._handle(operation[1]))
+        elif verb == "create":
+            self._forget(operation[1])
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            handle = os.open(self._folder / operation[1], flags, 0o600)
+            self._handles[operation[1]] = handle
+            for at in range(0, operation[2], len(_ZEROS)):
+                _write_all(handle, _ZEROS[: operation[2] - at], at)
+            os.fsync(handle)
+        elif verb == "replace":
+            self._replace(operation[1], operation[2])
+        elif verb == "remove":
+            self._forget(operation[1])
+            (self._folder / operation[1]).unlink(missing_ok=True)
+        elif verb == "sync_dir":
+            _sync_folder(self._folder)
+        else:
+            raise AssertionError(f"no disk operation {verb!r}")
+
+    def _forget(self, name: str) -> None:
+        handle = self._handles.pop(name, None)
+        if handle is not None:
+            os.close(handle)
+
+    def _replace(self, name: str, data: bytes) -> None:
+        self._forget(name)
+        temporary = self._folder / f"{name}.new"
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(handle, data, 0)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, self._folder / name)
+
+
+def _write_all(handle: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

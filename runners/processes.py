@@ -1,0 +1,319 @@
+"""The processes port for real: one shim per unit, health probes, free ports, logs.
+
+Everything runs on the event loop; what may block (starting a shim, reading a log) runs in
+a thread.  A handle speaks to one shim and reports what it says; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .shim import LEASE, boottime
+
+Event = dict[str, Any]
+_SHIM = Path(__file__).with_name("shim.py")
+#: Seconds a shim has to start, and to be reached.
+SHIM_START_S_MAX = 20.0
+#: Marks every process below a machine's directory, so that "power off" can find them all.
+DIRECTORY_VARIABLE = "ARGOSY_HOST_DIR"
+#: Lines one log request may return.
+LOG_LINES_MAX = 100_000
+
+
+def folder_name(unit: str) -> str:
+    """A unit's directory name (a unit name has no slash, but may have a backslash)."""
+    return unit.replace("\\", "_x5c_")
+
+
+def unit_name(folder: str) -> str:
+    """The reverse of :func:`folder_name`."""
+    return folder.replace("_x5c_", "\\")
+
+
+class Handle:
+    """The link to one unit's shim; events go to ``on_event`` on the loop thread."""
+
+    def __init__(
+        self, owner: Processes, unit: str, fenced: bool, on_event: Callable[[Event], None]
+    ) -> None:
+        self._owner = owner
+        self.unit = unit
+        self._fenced = fenced
+        self._on_event = on_event
+        self._writer: asyncio.StreamWriter | None = None
+        self._closed = False
+        self._task = owner.loop.create_task(self._serve())
+
+    def run(self, step: str, argv: list[str], environment: dict[str, str], main: bool, **rest: Any) -> None:
+        """Start a command; ``started`` or ``failed``, later ``ended``, follow."""
+        env = {**environment, DIRECTORY_VARIABLE: str(self._owner.base)}
+        self._send({"op": "run", "step": step, "argv": argv, "env": env, "main": main, **rest})
+
+    def kill(self, number: int, whole: bool) -> None:
+        """Signal the main process, or everything; ``empty`` follows when nothing is left."""
+        self._send({"op": "kill", "signal": int(number), "whole": whole})
+
+    def remember(self, meta: dict[str, Any]) -> None:
+        """Keep a note in the shim, for the next host process."""
+        self._send({"op": "meta", "meta": meta})
+
+    def quit(self) -> None:
+        """End the shim and whatever still runs in it; ``lost`` follows."""
+        self._send({"op": "quit"})
+
+    def close(self) -> None:
+        """Let go of the shim; it stays."""
+        self._closed = True
+        self._task.cancel()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _send(self, command: dict[str, Any]) -> None:
+        if self._writer is not None and not self._closed:
+            self._writer.write(json.dumps(command).encode() + b"\n")
+
+    def _report(self, event: Event) -> None:
+        if not self._closed:
+            self._on_event(event)
+
+    async def _serve(self) -> None:
+        folder = self._owner.folder(self.unit)
+        try:
+            reader, self._writer = await self._owner.reach(folder, self._fenced)
+        except OSError as error:
+            self._report({"ev": "lost", "error": f"the shim could not be started: {error}"})
+            return
+        try:
+            while line := await reader.readline():
+                self._report(json.loads(line))
+        except (OSError, ValueError):
+            pass
+        self._writer = None
+        self._report({"ev": "lost", "error": "the shim ended"})
+
+
+class Processes:
+    """See the module docstring.  ``base`` is the machine's directory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, base: Path) -> None:
+        self.loop = loop
+        self.base = base
+        self._units = base / "units"
+        self._units.mkdir(parents=True, exist_ok=True)
+        self._lease_file = base / "lease"
+        self._reserved: dict[int, float] = {}
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+
+    def folder(self, unit: str) -> Path:
+        """Where a unit's shim lives."""
+        return self._units / folder_name(unit)
+
+    def open(self, unit: str, fenced: bool, on_event: Callable[[Event], None]) -> Handle:
+        """Reach a unit's shim, starting it if needed; ``hello`` comes first, or ``lost``.
+
+        ``fenced``: the shim ends the unit when the machine's lease is not renewed.
+        """
+        return Handle(self, unit, fenced, on_event)
+
+    def existing(self) -> list[str]:
+        """Units that have a shim on this machine."""
+        return sorted(unit_name(p.parent.name) for p in self._units.glob("*/state.json"))
+
+    async def reach(
+        self, folder: Path, fenced: bool
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the shim of a folder; start one if nobody answers."""
+        try:
+            return await self._connect(folder)
+        except OSError:
+            await asyncio.to_thread(self._spawn, folder, fenced)
+            return await self._connect(folder)
+
+    async def _connect(self, folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:  # through the descriptor: a socket's path is limited to 107 bytes
+            return await asyncio.wait_for(
+                asyncio.open_unix_connection(f"/proc/self/fd/{handle}/shim.sock", limit=8 * 1024 * 1024), 5.0
+            )
+        finally:
+            os.close(handle)
+
+    def _spawn(self, folder: Path, fenced: bool) -> None:
+        self._end_leftovers(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {"PATH": "/usr/bin:/bin", DIRECTORY_VARIABLE: str(self.base)}
+        lease = str(self._lease_file) if fenced else "-"
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(_SHIM), str(folder), lease],
+            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, timeout=SHIM_START_S_MAX, check=False, start_new_session=True,
+        )  # fmt: skip
+        if done.returncode != 0:
+            text = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise OSError(text[-1] if text else f"exit status {done.returncode}")
+
+    def _end_leftovers(self, folder: Path) -> None:
+        """A shim that died took its main process along; end what that one had started."""
+        state = folder / "state.json"
+        try:
+            seen = json.loads(state.read_text())
+        except (OSError, ValueError):
+            return
+        if seen.get("shim", {}).get("boot_id", "").replace("-", "") == self.boot_id:
+            kill_marked(str(self.base), invocation=seen.get("meta", {}).get("invocation", ""))
+        state.unlink(missing_ok=True)
+
+    def forget(self, unit: str) -> None:
+        """Remove a unit's directory, but keep its log beside the others."""
+        folder = self.folder(unit)
+        kept = self.base / "logs"
+        kept.mkdir(exist_ok=True)
+        try:
+            os.replace(folder / "log", kept / folder_name(unit))
+        except OSError:
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+
+    # -- the lease ----------------------------------------------------------------------
+
+    def set_lease(self, stop_in: float, kill_in: float) -> None:
+        """Tell all shims for how long (seconds from now) this machine's lease is good."""
+        now = boottime()
+        data = LEASE.pack(now + stop_in, now + kill_in)
+        handle = os.open(self._lease_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(handle, data, 0)
+        finally:
+            os.close(handle)
+
+    # -- ports, probes, files ---------------------------------------------------------------
+
+    def free_port(self) -> int:
+        """A TCP port nobody listens on, not handed out in the last minute."""
+        now = time.monotonic()
+        self._reserved = {p: until for p, until in self._reserved.items() if until > now}
+        while True:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in self._reserved:
+                self._reserved[port] = now + 60
+                return port
+
+    def probe(
+        self, kind: str, target: str, environment: dict[str, str], timeout: float,
+        done: Callable[[bool, str], None],
+    ) -> None:  # fmt: skip
+        """One health check; ``done(well, what was seen)`` on the loop thread."""
+
+        async def check() -> None:
+            try:
+                done(*await asyncio.wait_for(_check(kind, target, environment), timeout))
+            except asyncio.TimeoutError:
+                done(False, f"no answer within {timeout:g} s")
+            except (OSError, ValueError) as error:
+                done(False, str(error) or type(error).__name__)
+
+        task = self.loop.create_task(check())
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+
+    def read_environment(self, path: str) -> dict[str, str]:
+        """An EnvironmentFile; raises ``OSError``."""
+        out: dict[str, str] = {}
+        for line in Path(path).read_text().splitlines():
+            key, equals, value = line.strip().partition("=")
+            if equals and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                out[key] = value.strip().strip("\"'")
+        return out
+
+    def read_log(self, unit: str, lines: int, after: int | None) -> tuple[int, list[str]]:
+        """(position, lines): the last ``lines``, or everything after a position."""
+        path = self.folder(unit) / "log"
+        if not path.exists():
+            path = self.base / "logs" / folder_name(unit)
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as f:
+                if after is not None:
+                    f.seek(after if after <= size else 0)
+                    data = f.read(1024 * 1024)
+                    return f.tell(), data.decode("utf-8", "replace").splitlines()
+                f.seek(max(0, size - 256 * min(lines, LOG_LINES_MAX) - 65536))
+                found = f.read().decode("utf-8", "replace").splitlines()
+                return f.tell(), found[-lines:] if lines else []
+        except OSError:
+            return 0, []
+
+
+_running: set[Any] = set()
+
+
+async def _check(kind: str, target: str, environment: dict[str, str]) -> tuple[bool, str]:
+    if kind == "exec":
+        process = await asyncio.create_subprocess_exec(
+            *shlex.split(target), env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        return code == 0, f"exit status {code}"
+    host_port, _, path = target.partition("/")
+    host, _, port = host_port.rpartition(":")
+    number = int(environment.get(port, port))
+    reader, writer = await asyncio.open_connection(host or "127.0.0.1", number)
+    try:
+        if kind == "tcp":
+            return True, "connected"
+        name = host or "127.0.0.1"
+        writer.write(f"GET /{path} HTTP/1.1\r\nHost: {name}:{number}\r\nConnection: close\r\n\r\n".encode())
+        status = (await reader.readline()).decode("latin-1").split(" ", 2)
+        well = len(status) > 1 and status[1].startswith(("2", "3"))
+        return well, f"HTTP {status[1]}" if len(status) > 1 else "not HTTP"
+    finally:
+        writer.close()
+
+
+def kill_marked(directory: str, invocation: str = "", rounds: int = 50) -> int:
+    """SIGKILL every process that carries a machine's directory in its environment.
+
+    With ``invocation``, only those of that run of a unit.  Returns how many were killed.
+    """
+    wanted = f"{DIRECTORY_VARIABLE}={directory}".encode()
+    also = f"INVOCATION_ID={invocation}".encode() if invocation else b""
+    killed = 0
+    for _ in range(rounds):
+        found = False
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == os.getpid():
+                continue
+            try:
+                variables = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+                if wanted in variables and (not also or also in variables):
+                    os.kill(int(name), signal.SIGKILL)
+                    if Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                        found = True
+                        killed += 1
+            except (OSError, IndexError):
+                continue
+        if not found:
+            break
+        time.sleep(0.01)
+    return killed
