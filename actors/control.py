@@ -576,7 +576,8 @@ def _desire(control: Control, args: dict[str, Any], desired: str, bump: bool = F
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
         changed = {**record, "desired": desired}
-        if bump:
+        failed = any(s["active"] == "failed" for s in _states_of(control, unit))
+        if bump or (desired == "launched" and failed):  # starting what failed is another try
             changed["restarts"] = record.get("restarts", 0) + 1
         if changed != known.get(unit):
             steps.append(["put", UNITS + unit.encode(), _json(changed)])
@@ -600,7 +601,7 @@ def _change(desired: str, settled: Callable[[Control, str], Any], bump: bool = F
         promise = Promise()
         units = _unit_names(args)
         steps = _desire(control, args, desired, bump)
-        timeout = float(args.get("timeout", 60.0))
+        timeout = float(args.get("within", 60.0))
 
         def committed() -> None:
             if args.get("no_block"):
@@ -640,13 +641,11 @@ def _states_of(control: Control, unit: str) -> list[dict[str, Any]]:
 
 def _is_started(control: Control, unit: str) -> Any:
     record = control.units().get(unit)
-    if record is None:
-        return f"{unit} was destroyed meanwhile"
-    states = [
-        s for s in _states_of(control, unit)
-        if s["hash"] == record["hash"]
-    ]  # fmt: skip
-    if not states or unit not in control.places():
+    if record is None or unit not in control.places():
+        return False
+    current = (record["hash"], record.get("restarts", 0))
+    states = [s for s in _states_of(control, unit) if (s["hash"], s.get("asked", 0)) == current]
+    if not states or len(states) < len(_states_of(control, unit)):
         return False
     for state in states:
         if state["active"] == "failed":
@@ -693,7 +692,7 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
             return
         control.wait_for(
             lambda: True if all(_is_off(control, u) for u in units) else None, promise,
-            float(args.get("timeout", 60.0)), lambda: "still stopping: " + ", ".join(units),
+            float(args.get("within", 60.0)), lambda: "still stopping: " + ", ".join(units),
         )  # fmt: skip
 
     _commit_steps(control, steps, promise, committed)

@@ -286,7 +286,7 @@ class Machine(BrainActor):
         unit = message.unit
         state = {"unit": unit, "active": "activating", "sub": "start-pre", "load": "loaded",
                  "health": "none", "restarts": 0, "hash": placement.hash, "fence": placement.fence,
-                 "pid": 0, "ports": {}, "result": "success",
+                 "asked": placement.restarts, "pid": 0, "ports": {}, "result": "success",
                  "since": round(self._ports.clock.wall(), 3)}  # fmt: skip
         value = _json(state)
         guard = [[self._prefix + unit.encode(), "create", "=", placement.fence]]

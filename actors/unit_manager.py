@@ -508,6 +508,7 @@ class UnitManager(Actor):
             "restarts": 0 if service_ is None else service_.restarts,
             "hash": self.placement.hash if self.placement is not None else "",
             "fence": self.placement.fence if self.placement is not None else 0,
+            "asked": self.placement.restarts if self.placement is not None else 0,
             "pid": self._main_pid,
             "ports": self._meta.get("ports", {}),
             "since": round(self._since, 3),

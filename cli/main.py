@@ -342,7 +342,7 @@ def _unit_verb(name: str, help_: str, blocks: bool = True) -> None:
                 session.ask("unit.submit", files=[_read(text)], replace=False)
                 known[position] = Path(text).name
         answer = session.ask(
-            f"unit.{name}", session.timeout + 5, units=known, no_block=no_block, timeout=session.timeout
+            f"unit.{name}", session.timeout + 5, units=known, no_block=no_block, within=session.timeout
         )
         if as_json:
             print_json(answer)

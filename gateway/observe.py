@@ -89,15 +89,13 @@ def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Fam
     yield Family("gauge", "etcd_server_has_leader", "Whether a leader exists.").add(float(bool(raft.leader)))
     yield Family("gauge", "etcd_server_is_leader", "Whether this member leads.").add(leading)
     yield Family("counter", "etcd_server_leader_changes_seen", "Leader changes seen.").add(peer.leader_changes)
-    yield Family("gauge", "etcd_server_proposals_committed_total", "Consensus proposals committed.").add(raft.log.commit)
-    yield Family("gauge", "etcd_server_proposals_applied_total", "Consensus proposals applied.").add(raft.log.applied)
+    yield Family("counter", "etcd_server_proposals_committed", "Consensus proposals committed.").add(raft.log.commit)
+    yield Family("counter", "etcd_server_proposals_applied", "Consensus proposals applied.").add(raft.log.applied)
     yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(len(peer._pending))  # noqa: SLF001
     yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals["failed"])
     yield Family(
         "histogram", "etcd_disk_wal_fsync_duration_seconds", "Latency of making the log durable."
     ).add_histogram(sync.cumulative(), sync.sum)
-    yield Family("gauge", "etcd_debugging_mvcc_keys_total", "Keys in the store.").add(len(peer.store.live))
-    yield Family("gauge", "etcd_debugging_mvcc_watcher_total", "Watches on this member.").add(len(peer._watches))  # noqa: SLF001
 
 
 def transport_families(company: Company, net: Any) -> Iterable[Family]:

@@ -285,8 +285,9 @@ class Mailbox:
         reply_to = item.reply_to
         try:
             response = actor.deliver(item.message)
-        except Exception:  # noqa: BLE001 - Pykka's rule: a failing ask answers the asker
-            logger.info(f"Exception returned from {actor} to caller:", exc_info=sys.exc_info())
+        except Exception as error:  # noqa: BLE001 - Pykka's rule: a failing ask answers the asker
+            if not hasattr(error, "code"):  # what has a code is a refusal, not a fault
+                logger.info(f"Exception returned from {actor} to caller:", exc_info=sys.exc_info())
             reply_to.set_exception()
         except BaseException:  # noqa: BLE001 - answered too, or the asker would hang for ever
             reply_to.set_exception()
@@ -363,7 +364,7 @@ class Mailbox:
     def _discard_life(self) -> None:
         """Cancel timers, stop children and forget replies of the life that just ended."""
         if self.timers:
-            for timer in self.timers:
+            for timer in list(self.timers):
                 timer.cancel()
             self.timers = None
         self.pending_replies = None

@@ -30,6 +30,7 @@ from transport.router import Router
 
 from . import invariants, linearizability
 from .clients import Client, History
+from .disk import StepwiseDisk
 from .invariants import Violation, Watcher, Watchtower
 from .linearizability import Verdict
 from .nemesis import Nemesis
@@ -158,6 +159,8 @@ class SimCluster:
         first = snapshot.dump(Meta(0, 0, config), Store())
         for name in self.names:
             machine = SimMachine(self.world, name, self._boot)
+            if self.options.stepwise_disk:
+                machine.disk = StepwiseDisk(machine)
             machine.disk._files[snapshot.file_name(0)] = _File(first)  # noqa: SLF001
         self._clients = [Client(self, number) for number in range(1, self.options.clients + 1)]
         self._nemesis = Nemesis(self)

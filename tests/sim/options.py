@@ -40,6 +40,8 @@ class Options:
     peer: PeerSettings = field(default_factory=PeerSettings)
     #: bytes of one piece of a snapshot on its way to a peer
     chunk_bytes: int = 256 * 1024
+    #: whether a power cut may come between any two operations of a disk
+    stepwise_disk: bool = False
     #: whether a minority stays broken while the others must already make progress
     minority_stays_broken: bool = False
 
@@ -91,8 +93,8 @@ def draw(seed: int, size: int) -> Options:
             uncommitted_bytes_max=rng.choice([2_000, 64 * 1024 * 1024]),
             apply_bytes_max=rng.choice([1, 500, 4 * 1024 * 1024]),
         ),
-        snapshot_entries=rng.choice([10, 30, 100, 400]),
-        trailing_entries=rng.choice([0, 5, 25, 100]),
+        snapshot_entries=rng.choice([5, 10, 30, 100]),
+        trailing_entries=rng.choice([0, 0, 5, 25]),
         segment_bytes=rng.choice([1_024, 4_096, 16_384]),
     )
     work = {kind: weight for kind, weight in WORK.items() if rng.random() < 0.85}
@@ -101,11 +103,12 @@ def draw(seed: int, size: int) -> Options:
         seconds=rng.uniform(8.0, 16.0),
         clients=rng.choice([3, 5, 5, 7]),
         keys=rng.randint(3, 6),
-        think_s=rng.choice([0.02, 0.05, 0.1]),
+        think_s=rng.choice([0.01, 0.03, 0.05, 0.1]),
         work=work,
         moments=moments,
         faults=faults,
         peer=peer,
         chunk_bytes=rng.choice([700, 5_000, 256 * 1024]),
+        stepwise_disk=rng.random() < 0.5,
         minority_stays_broken=rng.random() < 0.5,
     )
