@@ -18,6 +18,7 @@ from kernel.supervision import RestartLimit
 from kernel.system import System
 from transport.router import Router
 
+from . import verbs  # noqa: F401 - registers what operators may ask for
 from .control import Authority, Control
 from .lock_manager import LockManager
 from .machine import Identity, Machine

@@ -389,17 +389,17 @@ class Machine(BrainActor):
         state = self._states.get(unit)
         if state is not None:
             wanted[self._state_key(unit)] = _json(state)
-        for key, value in self._announced.get(unit, {}).items():
-            wanted[key.encode()] = value.encode()
+        for name, text in self._announced.get(unit, {}).items():
+            wanted[name.encode()] = text.encode()
         mine = self._keys_of.setdefault(unit, set())
         for key in sorted(mine - set(wanted)):
             if key in self._written or key == self._state_key(unit):
                 steps.append(["delete", key])
                 after[key] = None
-        for key, value_ in wanted.items():
-            if self._written.get(key) != value_:
-                steps.append(["put", key, value_, self.lease])
-                after[key] = value_
+        for key, value in wanted.items():
+            if self._written.get(key) != value:
+                steps.append(["put", key, value, self.lease])
+                after[key] = value
         self._keys_of[unit] = set(wanted) | {self._state_key(unit)}
         if state is None:
             steps.append(["delete", self._state_key(unit)])

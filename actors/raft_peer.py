@@ -12,7 +12,7 @@ import logging
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from brain import snapshot, tree  # noqa: F401 - the tree registers its commands with the store
@@ -85,7 +85,7 @@ CLOCK_STEP_MS = 5_000
 class PeerSettings:
     """Limits of the actor; Raft's own are in ``brain.raft.Settings``."""
 
-    raft: Settings = Settings()
+    raft: Settings = field(default_factory=Settings)
     tick_s: float = TICK_S
     #: entries applied since the last snapshot before the next one is made
     snapshot_entries: int = 20_000
@@ -755,7 +755,7 @@ class RaftPeer(Actor):
         def send(offset: int) -> None:
             chunk = data[offset : offset + snapshot.CHUNK_BYTES]
             message = SnapshotChunk(self.machine, term, meta.index, offset, len(data), chunk)
-            self.ask_then(target, message, 10.0, lambda reached, error: on_reply(reached, error))
+            self.ask_then(target, message, 10.0, on_reply)
 
         def on_reply(reached: Any, error: BaseException | None) -> None:
             if error is not None or self.raft.role is not Role.LEADER or type(reached) is not int:

@@ -184,7 +184,7 @@ class Scheduler(BrainActor):
                 continue
             holders = view.holders.get(unit, set())
             if holders:  # an old copy is still ending
-                unplaced[unit] = {m: "the unit is still ending there" for m in holders}
+                unplaced[unit] = dict.fromkeys(holders, "the unit is still ending there")
                 continue
             target, refusals = placement.choose(spec, view.state)
             if not target:

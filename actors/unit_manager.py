@@ -474,7 +474,8 @@ class UnitManager(Actor):
         try:
             environment = self._environment(self.spec)
         except OSError as error:
-            self.actor_inbox.post(lambda: self._probed(round_, False, str(error)))
+            detail = str(error)
+            self.actor_inbox.post(lambda: self._probed(round_, False, detail))
             return
         self._ports.processes.probe(check.kind, check.target, environment, check.timeout, done)
 

@@ -26,7 +26,7 @@ def _refuse_tag(*_: Any) -> Any:
     raise DecodeError("a tagged CBOR value is not accepted")
 
 
-_SEMANTIC = {tag: _refuse_tag for tag in _BUILT_IN_TAGS}
+_SEMANTIC = dict.fromkeys(_BUILT_IN_TAGS, _refuse_tag)
 
 
 def encode(value: Any) -> bytes:

@@ -57,7 +57,7 @@ class Message(NamedTuple):
     frm: str
     to: str
     term: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]
     log_term: int = 0
     commit: int = 0
     entries: tuple[Entry, ...] = ()

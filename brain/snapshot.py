@@ -24,7 +24,7 @@ CHUNK_BYTES = 256 * 1024
 class Meta(NamedTuple):
     """What the snapshot stands for: all entries up to ``index``."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     term: int
     config: Config
 

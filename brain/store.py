@@ -13,8 +13,8 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedDict
 
@@ -507,10 +507,13 @@ _OPERATIONS: dict[str, Any] = {
 }
 
 
-def operation(name: str) -> Any:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def operation(name: str) -> Callable[[F], F]:
     """Register another command of the store (used by the v2 tree)."""
 
-    def register(function: Any) -> Any:
+    def register(function: F) -> F:
         _OPERATIONS[name] = function
         return function
 

@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
     action: str
     node: Node
     prev: Node | None
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 def clean(path: str) -> str:

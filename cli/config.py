@@ -67,7 +67,7 @@ def read_file(path: str) -> tuple[dict[str, Any], list[str]]:
     for key, value in list(values.items()):
         line = next((n for n, text in enumerate(lines, 1) if re.match(rf"\s*\[?{re.escape(key)}\b", text)), 0)
         where = f"{path}:{line}"
-        wanted = KEYS.get(key)
+        wanted: Any = KEYS.get(key)
         if wanted is None:
             problems.append(f"{where}: unknown key {key!r}{nearest(key, list(KEYS))}")
             del values[key]

@@ -459,7 +459,7 @@ def _log_record(line: str) -> dict[str, Any]:
 
 def _log_line(line: str) -> str:
     record = _log_record(line)
-    return time.strftime("%b %d %H:%M:%S ", time.localtime(record["time"])) + record["text"]
+    return str(time.strftime("%b %d %H:%M:%S ", time.localtime(record["time"])) + record["text"])
 
 
 # -- keys ------------------------------------------------------------------------------------------

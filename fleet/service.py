@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import signal
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from .unitfile import Command, UnitSpec
 
 
-class Sub(str, Enum):
+class Sub(StrEnum):
     """systemd's SUB column for services."""
 
     DEAD = "dead"

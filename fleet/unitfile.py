@@ -222,8 +222,8 @@ class _Loader:
             "n": name.full, "N": name.stem, "p": name.prefix, "P": name.prefix.replace("-", "/"),
             "i": instance, "I": instance.replace("-", "/"), "j": name.prefix.rsplit("-", 1)[-1],
             "H": machine.name, "l": machine.name.split(".")[0], "m": machine.id, "b": machine.boot_id,
-            "t": "/run", "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc", "T": "/tmp",
-            "V": "/var/tmp",
+            "t": "/run", "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc", "T": "/tmp",  # noqa: S108
+            "V": "/var/tmp",  # noqa: S108
         }  # fmt: skip
         return table.get(letter)
 

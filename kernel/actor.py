@@ -18,7 +18,7 @@ from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop as ActorStop
 
-from .dispatch import default_dispatcher
+from .dispatch import Cancellable, default_dispatcher
 from .future import Future
 from .mailbox import Killed, Mailbox, MailboxFullError, Promise
 from .supervision import spawning
@@ -178,7 +178,7 @@ class Timer:
         if mailbox.timers is None:
             mailbox.timers = set()
         mailbox.timers.add(self)
-        self._handle = mailbox.dispatcher.call_later(delay, self._due)
+        self._handle: Cancellable | None = mailbox.dispatcher.call_later(delay, self._due)
 
     def cancel(self) -> None:
         """Do not fire (again)."""
@@ -275,6 +275,11 @@ class Actor(pykka.Actor):
         if handler is not None:
             return handler(self, message)
         return self._handle_receive(message)
+
+    @property
+    def actor_ref(self) -> Ref:
+        """The reference others hold; it survives restarts of the actor."""
+        return self._actor_ref  # type: ignore[return-value]
 
     # -- for subclasses ---------------------------------------------------------------
 

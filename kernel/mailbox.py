@@ -85,6 +85,10 @@ class Promise:
             future.set_exception((type(error), error, error.__traceback__))
 
 
+def _stop_all() -> None:
+    ActorRegistry.stop_all()
+
+
 class Mailbox:
     """Queue, schedule flag and life-cycle of one actor; implements Pykka's ``ActorInbox``."""
 
@@ -282,7 +286,7 @@ class Mailbox:
             except BaseException:  # noqa: BLE001
                 self._fail_hard(sys.exc_info())
             return
-        reply_to = item.reply_to
+        reply_to: Any = item.reply_to
         try:
             response = actor.deliver(item.message)
         except Exception as error:  # noqa: BLE001 - Pykka's rule: a failing ask answers the asker
@@ -312,7 +316,7 @@ class Mailbox:
         if self.dispatcher.may_block:
             ActorRegistry.stop_all()
         else:
-            self.dispatcher.spare(lambda: ActorRegistry.stop_all())
+            self.dispatcher.spare(_stop_all)
 
     def _fail(self, exc_info: Any, during: str) -> None:
         actor = self.actor

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+#: Disk operations, in order.
+Operations = list[tuple[Any, ...]]
+
 
 class DiskError(Exception):
     """A disk operation failed; the text names the file and the operating system's reason."""
@@ -51,7 +54,7 @@ class Disk(Protocol):
         """The whole file; raises :class:`DiskError`."""
 
     def submit(
-        self, operations: list[tuple[Any, ...]], done: Callable[[DiskError | None], None]
+        self, operations: Operations, done: Callable[[DiskError | None], None]
     ) -> None:
         """Queue operations; ``done`` is called on the actor's dispatcher thread."""
 

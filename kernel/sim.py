@@ -18,6 +18,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .current import current
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .mailbox import Mailbox
 
 SECTOR = 512
+Operations = list[tuple[Any, ...]]
 
 
 @dataclass(slots=True)
@@ -246,7 +248,7 @@ class SimMachine:
         self.disk.crash()
         for other in self.world.machines.values():
             if other is not self and other.alive and other.net is not None:
-                self.world.call_later(0.001, lambda net=other.net: net.link_down(self.name))
+                self.world.call_later(0.001, partial(other.net.link_down, self.name))
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP for a while: timers and frames wait, then come all at once."""
@@ -378,14 +380,17 @@ class _File:
         self.unsynced: list[tuple[int, bytes]] = []
 
 
+Changes = list[tuple[str, str, _File | None]]
+
+
 class SimDisk:
     """The disk port: what was synced survives, what was not is at stake."""
 
     def __init__(self, machine: SimMachine) -> None:
         self._machine = machine
         self._files: dict[str, _File] = {}
-        self._directory: list[tuple[str, str, _File | None]] = []  # unsynced directory changes
-        self._queue: deque[tuple[list[tuple[Any, ...]], Callable[[DiskError | None], None]]] = deque()
+        self._directory: Changes = []  # unsynced directory changes
+        self._queue: deque[tuple[Operations, Callable[[DiskError | None], None]]] = deque()
         self._busy = False
 
     def list(self) -> list[str]:
@@ -399,7 +404,7 @@ class SimDisk:
         return bytes(self._files[name].cached)
 
     def submit(
-        self, operations: list[tuple[Any, ...]], done: Callable[[DiskError | None], None]
+        self, operations: Operations, done: Callable[[DiskError | None], None]
     ) -> None:
         """Queue a batch; it takes a drawn time."""
         self._queue.append((operations, done))

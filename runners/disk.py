@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kernel.ports import DiskError
+from kernel.ports import DiskError, Operations
 
 Done = Callable[[DiskError | None], None]
 _ZEROS = bytes(1024 * 1024)
@@ -46,7 +46,7 @@ class RealDisk:
         except OSError as error:
             raise DiskError(f"{self._folder / name}: {error.strerror}") from None
 
-    def submit(self, operations: list[tuple[Any, ...]], done: Done) -> None:
+    def submit(self, operations: Operations, done: Done) -> None:
         """Queue a batch; ``done`` is called on the loop thread."""
         self._queue.put((operations, done))
 

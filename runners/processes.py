@@ -223,7 +223,7 @@ class Processes:
         async def check() -> None:
             try:
                 done(*await asyncio.wait_for(_check(kind, target, environment), timeout))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 done(False, f"no answer within {timeout:g} s")
             except (OSError, ValueError) as error:
                 done(False, str(error) or type(error).__name__)

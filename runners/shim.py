@@ -10,10 +10,10 @@ usage: shim.py DIRECTORY LEASE_FILE|-     (DIRECTORY: the unit's own)
 
 import ctypes
 import errno
+import grp
 import json
 import os
 import pwd
-import grp
 import select
 import signal
 import socket
@@ -176,7 +176,7 @@ class Shim:
     def patience(self) -> float:
         if self.quitting:
             return 0.05
-        if self.lease_path == "-" or not self.processes and self.was_empty:
+        if self.lease_path == "-" or (not self.processes and self.was_empty):
             return 30.0
         stop_at, kill_at = self.read_lease()
         due = kill_at if self.fence_stage else stop_at

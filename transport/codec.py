@@ -110,7 +110,7 @@ def _refuse(*_: Any) -> Any:
     raise FrameError("a tagged CBOR value is not accepted")
 
 
-_SEMANTIC = {tag: _refuse for tag in _TAGS}
+_SEMANTIC = dict.fromkeys(_TAGS, _refuse)
 
 
 def encode(value: Any) -> bytes:

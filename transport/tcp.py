@@ -170,7 +170,7 @@ class _Peer:
                     ),
                     HANDSHAKE_S_MAX,
                 )
-            except (OSError, ssl.SSLError, asyncio.TimeoutError, ValueError) as error:
+            except (TimeoutError, OSError, ssl.SSLError, ValueError) as error:
                 self._note(error)
                 await asyncio.sleep(self._pause())
                 continue
@@ -189,7 +189,7 @@ class _Peer:
             self.last_error = text
 
     def _pause(self) -> float:
-        delay = min(RECONNECT_S_FIRST * 2 ** min(self.failures, 10), RECONNECT_S_LAST)
+        delay: float = min(RECONNECT_S_FIRST * 2 ** min(self.failures, 10), RECONNECT_S_LAST)
         self.failures += 1
         return delay * (0.5 + self.net.draw(1000) / 1000)
 

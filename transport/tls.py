@@ -12,6 +12,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -193,12 +194,9 @@ def client_context(folder: Path) -> ssl.SSLContext:
     return context
 
 
-def identity_of(peer_certificate: dict[str, object] | None) -> tuple[str, str] | None:
+def identity_of(peer_certificate: Any) -> tuple[str, str] | None:
     """(common name, role) in a verified certificate; None without one."""
     if not peer_certificate:
         return None
-    fields: dict[str, str] = {}
-    for part in peer_certificate.get("subject", ()):  # type: ignore[attr-defined]
-        for key, value in part:
-            fields[key] = value
+    fields = {key: value for part in peer_certificate.get("subject", ()) for key, value in part}
     return fields.get("commonName", ""), fields.get("organizationalUnitName", "")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.raft_messages import BrainUp, LeaderChanged, Propose, Query
+from actors.raft_messages import BrainUp, ChangeConfig, LeaderChanged, Propose, Query
 from actors.raft_peer import RaftPeer
 from brain import snapshot
 from brain.raft import Config, Message, Raft, Role
@@ -148,15 +148,15 @@ class SimCluster:
         self.size = size
         self.options = options or draw(seed, size)
         self.names = [chr(ord("a") + number) for number in range(size)]
+        info = tuple((name, (name, name, "")) for name in self.names)
+        self.config = Config(frozenset(self.names), info=info)
         self.world = SimWorld(seed, self.options.faults)
         self.history = History()
         self.leading: dict[str, int] = {}
         self.watchtower = Watchtower(self, white_box)
         self._raft_class = raft_class
         self._watchers = {name: Watcher(self, name) for name in self.names}
-        info = tuple((name, (name, name, "")) for name in self.names)
-        config = Config(frozenset(self.names), info=info)
-        first = snapshot.dump(Meta(0, 0, config), Store())
+        first = snapshot.dump(Meta(0, 0, self.config), Store())
         for name in self.names:
             machine = SimMachine(self.world, name, self._boot)
             if self.options.stepwise_disk:
@@ -198,6 +198,14 @@ class SimCluster:
         machine = self.world.machines[name]
         if not machine.alive:
             machine.start()
+
+    def change_member(self, change: str, name: str, through: str) -> None:
+        """Ask for a step of a membership change; whether it comes to pass is left open."""
+        ref = self.peer_ref(through)
+        if ref is not None:
+            self.world.note(f"through {through}: {change} {name}")
+            ask = ref.ask(ChangeConfig(change, name, (name, name, "")), block=False)
+            ask.on_done(lambda f: self.world.note(f"{change} {name}: {f.error or f.value}"))
 
     def peer_ref(self, name: str) -> Ref | None:
         """The peer of a running machine."""
@@ -250,10 +258,12 @@ class SimCluster:
         core = [name for name in self.names if name not in broken]
         for name in core:
             self.power_on(name)
-        self._demand_writes(core, WRITE_WITHIN_S)
+        members = self.watchtower.chronicle.config.voters
+        self._demand_writes([name for name in core if name in members], WRITE_WITHIN_S)
         world.heal()
         for name in self.names:
             self.power_on(name)
+        self._bring_back_members()
         if not world.run_until(self._agreed, AGREE_WITHIN_S):
             raise Violation(f"after {AGREE_WITHIN_S} s without faults: {self._summary()}")
         self._demand_writes(self.names, 3.0)
@@ -278,6 +288,27 @@ class SimCluster:
         out = {link for link in links if link[0] in broken}
         self.world.cut = {"down": into | out, "cut": into | out, "deaf": into, "mute": out}[how]
         return broken
+
+    def _bring_back_members(self) -> None:
+        """Every machine that was taken out must become a voter again within a bound."""
+        chronicle = self.watchtower.chronicle
+        whole = frozenset(self.names)
+        tried = 0
+
+        def press() -> None:
+            nonlocal tried
+            config = chronicle.config
+            for name in sorted(whole - config.voters):
+                change = "promote" if name in config.learners else "add_learner"
+                self.change_member(change, name, through=self.names[tried % self.size])
+            tried += 1
+            if config.voters != whole:
+                self.world.call_later(0.5, press)
+
+        press()
+        back = self.world.run_until(lambda: chronicle.config.voters == whole, AGREE_WITHIN_S)
+        if not back:
+            raise Violation(f"the machines are not all voters again: {self._summary()}")
 
     def _demand_writes(self, names: list[str], seconds: float) -> None:
         """Each of these machines must take a write, and then show it in a linearizable read."""

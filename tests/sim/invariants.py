@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from actors.raft_messages import BrainUp, Watch, Watched
 from brain import snapshot, wal
 from brain.codec import decode
-from brain.raft import HardState, Kind, Message, Raft, Role
+from brain.raft import Config, HardState, Kind, Message, Raft, Role
 from brain.raftlog import Entry, EntryKind
 from brain.store import LOCKS_PREFIX, Event, Store, StoreError
 from kernel.sim import SimDisk
@@ -102,10 +102,14 @@ def durable_log(files: dict[str, bytes]) -> DurableLog:
 class Chronicle:
     """Every committed entry, in order, and the store they make."""
 
-    def __init__(self, clock: Callable[[], float], tick: Callable[[], int]) -> None:
+    def __init__(
+        self, config: Config, clock: Callable[[], float], tick: Callable[[], int]
+    ) -> None:
+        self.config = config
         self._clock = clock
         self._tick = tick
         self.entries: list[Entry] = []
+        self.commit_terms: list[int] = []  # in which each entry was first seen committed
         self.store = Store()
         self.events: list[Event] = []  # from revision 2 on
         self.hashes = [self.store.hash]  # of the store, by index
@@ -122,9 +126,10 @@ class Chronicle:
         """Index of the newest entry."""
         return len(self.entries)
 
-    def append(self, entry: Entry) -> None:
-        """The next entry is committed."""
+    def append(self, entry: Entry, seen_in: int) -> None:
+        """The next entry is committed; a peer in term ``seen_in`` was the first to know."""
         self.entries.append(entry)
+        self.commit_terms.append(seen_in)
         term, kind, data = entry
         if kind == EntryKind.COMMAND:
             command = decode(data[_STAMP_BYTES:])
@@ -137,6 +142,8 @@ class Chronicle:
             self.events += events
             for event in events:
                 self._check_locks(event)
+        elif kind == EntryKind.CONFIG:
+            self.config = Config.load(decode(data))
         self.hashes.append(self.store.hash)
         self.revisions.append(self.store.revision)
 
@@ -194,7 +201,9 @@ class Watchtower:
         self._cluster = cluster
         self._white_box = white_box
         self._views = [_View(name) for name in cluster.names]
-        self.chronicle = Chronicle(lambda: cluster.world.now, cluster.history.tick)
+        self.chronicle = Chronicle(
+            cluster.config, lambda: cluster.world.now, cluster.history.tick
+        )
         self.leaders: dict[int, tuple[str, int]] = {}  # term -> (machine, life)
         self._votes: dict[tuple[str, int], str] = {}
         self._terms_spoken: dict[str, int] = dict.fromkeys(cluster.names, 0)
@@ -290,12 +299,9 @@ class Watchtower:
         if not self._white_box:
             return
         log, chronicle = raft.log, self.chronicle
-        if log.last_index < chronicle.last:
-            raise Violation(
-                f"{name} leads in term {raft.term} with a log to {log.last_index}, "
-                f"but {chronicle.last} is committed"
-            )
         for index in range(max(log.snapshot_index, 1), chronicle.last + 1):
+            if chronicle.commit_terms[index - 1] >= raft.term:
+                break  # a late winner of a term that is over need not know what came after
             if log.term(index) != chronicle.entries[index - 1][0]:
                 raise Violation(
                     f"{name} leads in term {raft.term} without the committed entry {index}"
@@ -319,7 +325,7 @@ class Watchtower:
                         f"elsewhere as {chronicle.entries[index - 1]}"
                     )
             elif index == chronicle.last + 1:
-                chronicle.append(entry)
+                chronicle.append(entry, raft.term)
                 fresh = True
             else:
                 raise Violation(f"{name} commits {index}, nobody has committed {index - 1}")
@@ -327,9 +333,9 @@ class Watchtower:
             self._unsampled += 1
             if self._unsampled >= COMMITS_SAMPLED:
                 self._unsampled = 0
-                self._check_majority(name, chronicle.last)
+                self._check_majority(name, raft, chronicle.last)
 
-    def _check_majority(self, name: str, index: int) -> None:
+    def _check_majority(self, name: str, raft: Raft, index: int) -> None:
         """What one peer calls committed is on the disks of a majority, also after a power cut."""
         self.checked["commits"] += 1
         term = self.chronicle.entries[index - 1][0]
@@ -337,7 +343,7 @@ class Watchtower:
             machine.name for machine in self._cluster.world.machines.values()
             if durable_log(durable_files(machine.disk)).holds(index, term)
         ]  # fmt: skip
-        if len(holders) <= self._cluster.size // 2:
+        if not raft.config.has_quorum(holders):
             raise Violation(f"{name} commits {index}, but it is only on the disks of {holders}")
 
     def _check_state(self, name: str, applied: int, store: Store, revision: int) -> None:

@@ -6,11 +6,10 @@ single peer would show.
 
 from __future__ import annotations
 
-from brain.raft import HardState, NotLeaderError, Raft, Ready, Role, Settings
-from brain.raftlog import RaftLog
 from collections.abc import Callable
 
-from brain.raft import Config
+from brain.raft import Config, HardState, NotLeaderError, Raft, Ready, Role, Settings
+from brain.raftlog import RaftLog
 
 
 class VoteWithoutSync(Raft):

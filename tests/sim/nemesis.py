@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from actors.raft_messages import TransferLeadership
+from actors.raft_messages import ChangeConfig, TransferLeadership
 
 if TYPE_CHECKING:
     from .cluster import SimCluster
@@ -96,6 +96,16 @@ class Nemesis:
             ref = self._cluster.peer_ref(name)
             if ref is not None:
                 ref.tell(TransferLeadership())
+
+    def _do_member(self) -> None:
+        """An operator takes a machine out of the brain, or moves one a step back into it."""
+        name = self._one()
+        config = self._cluster.watchtower.chronicle.config
+        if name in config.voters:
+            change = "remove" if len(config.voters) > 2 else "promote"
+        else:
+            change = "promote" if name in config.learners else "add_learner"
+        self._cluster.change_member(change, name, through=self._one())
 
     def _do_reset(self) -> None:
         """A connection between two machines breaks; both notice."""

@@ -15,7 +15,7 @@ from kernel.sim import Faults
 
 #: Faults that happen at moments; the others are rates of the network, the disks and the clocks.
 MOMENTS = (
-    "crash", "blackout", "kill", "pause", "partition", "one_way", "reset", "transfer",
+    "crash", "blackout", "kill", "pause", "partition", "one_way", "reset", "transfer", "member",
 )  # fmt: skip
 #: What clients do, with the usual weight of each.
 WORK = {
@@ -67,6 +67,7 @@ def draw(seed: int, size: int) -> Options:
         "crash": (0.6, 0.8, 5.0), "blackout": (0.15, 4.0, 10.0), "kill": (0.3, 1.0, 6.0),
         "pause": (0.3, 1.0, 6.0), "partition": (0.5, 1.0, 5.0), "one_way": (0.3, 1.0, 6.0),
         "reset": (0.3, 0.5, 4.0), "transfer": (0.3, 0.5, 5.0),
+        "member": (0.3, 0.3, 2.0),
     }  # fmt: skip
     for kind in MOMENTS:
         rate = maybe(*usual[kind])
@@ -110,5 +111,5 @@ def draw(seed: int, size: int) -> Options:
         peer=peer,
         chunk_bytes=rng.choice([700, 5_000, 256 * 1024]),
         stepwise_disk=rng.random() < 0.5,
-        minority_stays_broken=rng.random() < 0.5,
+        minority_stays_broken=rng.random() < 0.5 and "member" not in moments,
     )

@@ -29,7 +29,7 @@ class Host:
         self.system = System(machine.name, {"loop": dispatcher})
         self.router = Router(self.system, machine.net, dispatcher, machine.name)
         machine.net.on_link(self.router.link_changed)
-        machine.net.set_peers({name: "" for name in ("m1", "m2")} | {"client-1": "", "guest-1": ""})
+        machine.net.set_peers(dict.fromkeys(("m1", "m2"), "") | {"client-1": "", "guest-1": ""})
 
 
 class CodedError(Exception):
@@ -41,14 +41,16 @@ class CodedError(Exception):
 class Echo(Actor):
     """Answers what it got, or fails as told."""
 
-    def __init__(self, log: list[Any]) -> None:
+    def __init__(self, log: list[Any], promise: Promise | None = None) -> None:
         super().__init__()
         self.log = log
-        self.promise = Promise()
+        self.promise = promise
 
     def on_receive(self, message: Any) -> Any:
         """Echo; a few words mean something."""
         self.log.append(message)
+        if isinstance(message, FromClient):
+            return message.message
         if message == "coded":
             raise CodedError("there is no leader")
         if message == "boom":
@@ -73,7 +75,8 @@ class Two:
         self.one: Host = self.machines[0].host
         self.two: Host = self.machines[1].host
         self.log: list[Any] = []
-        self.two.system.spawn(Echo, self.log, name="echo")
+        self.promise = Promise()
+        self.two.system.spawn(Echo, self.log, self.promise, name="echo")
         self.ref = self.one.router.ref("m2", "echo")
 
 
@@ -149,9 +152,7 @@ def test_an_ask_ends_at_its_deadline(two: Two) -> None:
     two.world.run(0.2)
     assert isinstance(future.error, AskTimeout)
     assert "m2/echo" in str(future.error)
-    actor = two.two.system.find("echo")
-    assert actor is not None
-    actor.proxy().promise.get(timeout=1).reply("too late")
+    two.promise.reply("too late")
     two.world.run(1)
     assert isinstance(future.error, AskTimeout)
     assert two.one.router._asks == {}  # noqa: SLF001
@@ -237,9 +238,7 @@ def test_only_the_asked_machine_can_answer(two: Two, forger: str) -> None:
     two.one.router.receive(forger, encode([2, number, True, pack("forged")]))
     two.one.router.receive(forger, encode([2, number, False, pack(["code", "forged"])]))
     assert not future.done
-    actor = two.two.system.find("echo")
-    assert actor is not None
-    actor.proxy().promise.get(timeout=1).reply("true")
+    two.promise.reply("true")
     assert future.get(timeout=1) == "true"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from transport import tcp, tls
 from transport.codec import encode
 from transport.handshake import CLIENT, GUEST, MACHINE, Hello
 
-from .nets import LOOPBACK, Cluster, Impostor, Net, Stranger, bare_context, run, until
+from .nets import LOOPBACK, PATIENCE_S, Cluster, Impostor, Net, Stranger, bare_context, run, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -130,6 +132,49 @@ def test_a_peer_that_hangs_up_at_once_is_tried_again(cluster: Cluster, secure: b
         two = Net("m2", cluster.identity("m2") if secure else None)
         await two.serve(closing.port)
         await until(lambda: one.net.links_up() == 2, "links after all")
+        await one.close()
+        await two.close()
+
+    run(scenario)
+
+
+def test_a_link_that_is_lost_before_its_opening_is_noticed_is_opened_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy loop the end of a connection may be handled before the task that opened it goes on."""
+    door = socket.create_server((LOOPBACK, 0))
+    port = door.getsockname()[1]
+    made, dropped = threading.Semaphore(0), threading.Semaphore(0)
+
+    def drop() -> None:
+        for _ in tcp.LANES:
+            made.acquire(timeout=PATIENCE_S)
+            caller, _ = door.accept()
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.close()
+            dropped.release()
+
+    class Slow(tcp._Link):  # noqa: SLF001
+        """A link whose loop is so busy that the peer has hung up before anything else happens."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            """Go on only when the peer has hung up."""
+            super().connection_made(transport)
+            if self.outgoing_to is not None and thread.is_alive():
+                made.release()
+                dropped.acquire(timeout=0.5)
+
+    monkeypatch.setattr(tcp, "_Link", Slow)
+    thread = threading.Thread(target=drop, daemon=True)
+    thread.start()
+
+    async def scenario() -> None:
+        one, two = Net("m1"), Net("m2")
+        one.net.set_peers({"m2": f"{LOOPBACK}:{port}"})
+        await until(lambda: not thread.is_alive(), "the drops")
+        door.close()
+        await two.serve(port)
+        await until(lambda: one.net.links_up() == 2, "links after all", seconds=2)
         await one.close()
         await two.close()
 

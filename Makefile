@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` and `make test`.  Everything else serves them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+SEEDS ?= 500
+ONCE ?=
+PICTURE_DIR ?= .argosy/demo
+PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench soak clean debian-demo debian-test wheel
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Argosy needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@ $(STAMP)
+
+# Debian packages: installed when missing and allowed; otherwise the demo says what it uses instead.
+debian-demo:
+	@deploy/debian-packages haproxy || true
+
+debian-test:
+	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2
+
+demo: $(STAMP) debian-demo
+	$(BIN)/argosy demo --dir $(PICTURE_DIR) $(if $(ONCE),--once)
+
+check: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --diff $(PACKAGES) >/dev/null || true
+	$(BIN)/mypy
+
+# The wheel is what is tested: an environment of its own, without the checkout on its path.
+wheel: $(TEST_STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation -o dist . >/dev/null
+
+test: check debian-test wheel
+	$(BIN)/python -m pytest
+
+soak: $(TEST_STAMP)
+	$(BIN)/python -m tests.sim.run --size 3 --seeds 0:$(SEEDS)
+	$(BIN)/python -m tests.sim.run --size 5 --seeds 0:$(SEEDS)
+	$(BIN)/python -m tests.sim.run --fleet --size 3 --seeds 0:$(SEEDS)
+
+bench: $(TEST_STAMP) debian-test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) dist build .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""What operators may ask for, one module per group; importing this registers all verbs."""
+
+from . import actors, cluster, keys, locks, units
+
+__all__ = ["actors", "cluster", "keys", "locks", "units"]

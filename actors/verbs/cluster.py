@@ -1,0 +1,238 @@
+"""Verbs about members and machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from brain.store import Store
+from kernel.mailbox import Promise
+from transport.tls import fingerprint
+
+from ..brain_client import ALIVE, MACHINES, TOKENS
+from ..control import BadRequest, Command, Control, verb
+from ..raft_messages import ChangeConfig, Query, Status, TransferLeadership
+
+
+@verb("version")
+def _version(control: Control, _: dict[str, Any]) -> Any:
+    return {"version": control.version, "machine": control.machine}
+
+
+@verb("cluster.status")
+def _cluster_status(control: Control, _: dict[str, Any]) -> Promise:
+    """The leader's view if it can be had, else this host's own, which says so."""
+    promise = Promise()
+
+    def own(status: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        leader = status["leader"]
+        if not leader or leader == control.machine:
+            promise.reply(_status(control, status))
+            return
+
+        def leaders(answer: Any, trouble: BaseException | None) -> None:
+            if trouble is None:
+                answer["leader"] = leader
+                promise.reply(_status(control, answer))
+            else:
+                promise.reply(_status(control, {**status, "leader": ""}))
+
+        ref = control.router.ref(leader, "control")
+        control.ask_then(ref, Command("raft.status", {}), 2.0, leaders)
+
+    control.ask_then(control.raft_ref, Status(), 6.0, own)
+    return promise
+
+
+@verb("raft.status")
+def _raft_status(control: Control, _: dict[str, Any]) -> Promise:
+    promise = Promise()
+    control.relay(control.raft_ref, Status(), promise)
+    return promise
+
+
+def _status(control: Control, status: dict[str, Any]) -> dict[str, Any]:
+    voters, leader = status["voters"], status["leader"]
+    up = {*status["active"], status["id"]} if leader == status["id"] else {status["id"]}
+    members = []
+    for member in sorted({*voters, *status["learners"]}):
+        name, address, _ = status["info"].get(member, ["", "", ""])
+        state = "unknown" if not leader else "active" if member in up else "unreachable"
+        members.append(
+            {
+                "id": member, "name": name, "address": address,
+                "role": "leader" if member == leader else "voter" if member in voters else "learner",
+                "state": state,
+            }
+        )  # fmt: skip
+    quorum = len(voters) // 2 + 1
+    return {
+        "name": control.cluster,
+        "members": members,
+        "leader": status["info"].get(leader, [leader])[0] if leader else "",
+        "term": status["term"],
+        "commit_index": status["commit_index"],
+        "revision": status["revision"],
+        "quorum_margin": len(up & set(voters)) - quorum if leader else -1,
+    }
+
+
+@verb("cluster.token")
+def _cluster_token(control: Control, args: dict[str, Any]) -> Promise:
+    """A token that lets one host join within its time: id, secret and the authority's digest."""
+    promise = Promise()
+    if control.authority is None:
+        raise BadRequest("this cluster runs without TLS: a host joins without a token")
+    ttl_s = int(args.get("ttl_s", 3600))
+    if not 60 <= ttl_s <= 7 * 86400:
+        raise BadRequest(f"--ttl: 60 to 604800 seconds, not {ttl_s}")
+    draw = control.ports.rng.token
+    ident, secret = draw()[:12], draw()
+    record = {"hash": hashlib.sha256(secret.encode()).hexdigest(), "role": args.get("role", "voter")}
+    lease = int(draw()[:15], 16) + 1
+
+    def granted(_: Any) -> None:
+        value = json.dumps(record).encode()
+        control.commit(["put", TOKENS + ident.encode(), value, lease], promise, written)
+
+    def written(_: Any) -> None:
+        pin = _pin(control.authority.certificate)  # type: ignore[union-attr]
+        promise.reply({"token": f"{ident}.{secret}.{pin}", "ttl_s": ttl_s})
+
+    control.commit(["lease_grant", lease, ttl_s * 1000], promise, granted)
+    return promise
+
+
+def _pin(certificate: bytes) -> str:
+
+    return fingerprint(certificate)
+
+
+@verb("authority")
+def _authority(control: Control, _: dict[str, Any]) -> Any:
+    if control.authority is None:
+        raise BadRequest("this cluster runs without TLS")
+    return {"certificate": control.authority.certificate, "cluster": control.cluster}
+
+
+@verb("join")
+def _join(control: Control, args: dict[str, Any]) -> Promise:
+    """A guest with a token becomes a member: its certificate, and where the others are."""
+    promise = Promise()
+    authority = control.authority
+    if authority is None or authority.sign is None:
+        raise BadRequest("this host cannot sign; ask a voter")
+    ident, _, secret = str(args["token"]).partition(".")
+    name, address, url = str(args["name"]), str(args["address"]), str(args["url"])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", name):
+        raise BadRequest(f"--name {name!r}: letters, digits, '.' and '-'")
+    machine = str(args["machine"])
+    if not re.fullmatch(r"[0-9a-f]{32}", machine):
+        raise BadRequest("a machine id is 32 hexadecimal digits")
+    if any(a["name"] == name and m != machine for m, a in control.machines().items()):
+        raise BadRequest(f"--name {name}: another machine has this name")
+    request = args["request"]
+
+    def read(store: Store) -> Any:
+        item = store.live.get(TOKENS + ident.encode())
+        return item.value if item is not None else None
+
+    def checked(value: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        record = json.loads(value) if value is not None else None
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        if record is None or record["hash"] != digest:
+            promise.fail(BadRequest("--token: unknown, used up or expired"))
+            return
+        assert authority is not None and authority.sign is not None
+        certificate = authority.sign(request, machine, "machine")
+        change = ChangeConfig("add_learner", machine, (name, address, url))
+
+        def added(_: Any, trouble: BaseException | None) -> None:
+            if trouble is not None:
+                promise.fail(trouble)
+                return
+            control.propose(["delete", TOKENS + ident.encode()])
+            promise.reply(
+                {"certificate": certificate, "cluster": control.cluster, "role": record["role"]}
+            )
+
+        control.ask_then(control.raft_ref, change, 6.0, added)
+
+    control.ask_then(control.raft_ref, Query(read, True), 6.0, checked)
+    return promise
+
+
+@verb("cluster.promote")
+def _promote(control: Control, args: dict[str, Any]) -> Promise:
+    """A learner that has caught up becomes a voter (a joining host asks this for itself)."""
+    promise = Promise()
+    control.relay(control.raft_ref, ChangeConfig("promote", str(args["machine"])), promise)
+    return promise
+
+
+@verb("cluster.transfer")
+def _transfer(control: Control, args: dict[str, Any]) -> Any:
+    to = control.find_machine(str(args["to"])) if args.get("to") else ""
+    control.raft_ref.tell(TransferLeadership(to))
+    return True
+
+
+@verb("machine.list")
+def _machine_list(control: Control, _: dict[str, Any]) -> Promise:
+    promise = Promise()
+
+    def done(status: Any, error: BaseException | None) -> None:
+        voters = set(status["voters"]) if error is None else set()
+        promise.reply([_machine(control, m, a, voters) for m, a in sorted(
+            control.machines().items(), key=lambda pair: pair[1]["name"])])  # fmt: skip
+
+    control.ask_then(control.raft_ref, Status(), 6.0, done)
+    return promise
+
+
+def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[str]) -> dict[str, Any]:
+    alive = control.items(ALIVE).get(ALIVE + machine.encode())
+    count = sum(machine in where for where in control.places().values())
+    return {
+        "id": machine, "name": about["name"], "address": about["address"],
+        "metadata": about["metadata"], "state": "ready" if alive is not None else "lost",
+        "voter": machine in voters, "units": count, "version": about["version"], "slot": "",
+        "last_seen_s": 0.0 if alive is not None else None, "endpoint": about["endpoint"],
+    }  # fmt: skip
+
+
+@verb("machine.show")
+def _machine_show(control: Control, args: dict[str, Any]) -> Any:
+    machine = control.find_machine(str(args["machine"]))
+    about = control.machines()[machine]
+    shown = _machine(control, machine, about, set())
+    del shown["voter"]
+    shown["running"] = sorted(u for u, where in control.places().items() if machine in where)
+    return shown
+
+
+@verb("machine.remove")
+def _machine_remove(control: Control, args: dict[str, Any]) -> Promise:
+    """Take a lost machine out of the cluster for good."""
+    machine = control.find_machine(str(args["machine"]))
+    if ALIVE + machine.encode() in control.items(ALIVE):
+        raise BadRequest(f"{control.machine_name(machine)} is alive; stop its host first")
+    promise = Promise()
+
+    def removed(_: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        control.propose(["lock", "default", "forget", {"machine": control.machine_name(machine)}])
+        control.commit(["delete", MACHINES + machine.encode()], promise, lambda _: promise.reply(True))
+
+    control.ask_then(control.raft_ref, ChangeConfig("remove", machine), 6.0, removed)
+    return promise
