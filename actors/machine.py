@@ -68,6 +68,7 @@ class Machine(BrainActor):
         self.lease = 0
         self.lease_held = False
         self._lease_until = 0.0
+        self._looked = False  # whether an earlier life's lease was looked for
         self._acquiring = False
         self._keeping = False
         self.units: dict[str, Ref] = {}
@@ -79,6 +80,7 @@ class Machine(BrainActor):
         self._dirty: dict[str, None] = {}
         self._writing = False
         self._write_armed = False
+        self._batch = WRITE_BATCH
         self._swept = False
         self._picture: Any = None
 
@@ -99,6 +101,7 @@ class Machine(BrainActor):
                 self.after(0.2, self._find_lease)
                 return
             items = answer[1]
+            self._looked = True
             if items and json.loads(items[0][1].value).get("boot_id") == self._boot_id:
                 self.lease = items[0][1].lease
             self._keep_alive()
@@ -112,7 +115,7 @@ class Machine(BrainActor):
         if self._keeping or self._acquiring:
             return
         if not self.lease:
-            if self._picture is not None and self._picture.ready:
+            if self._looked and self._picture.ready:
                 self._acquire()
             return
         self._keeping = True
@@ -348,7 +351,7 @@ class Machine(BrainActor):
         self._write_armed = False
         if self._writing or not self.lease_held or not self._dirty:
             return
-        units = list(self._dirty)[:WRITE_BATCH]
+        units = list(self._dirty)[: self._batch]
         for unit in units:
             del self._dirty[unit]
         steps: list[list[Any]] = []
@@ -369,7 +372,10 @@ class Machine(BrainActor):
                         self._written.pop(key, None)
                     else:
                         self._written[key] = value
+                self._batch = WRITE_BATCH
             else:
+                logger.info("states of %s were not written: %s", ", ".join(units), error)
+                self._batch = 1  # one that is refused must not hold up the others
                 if is_refusal(error, "lease_not_found"):
                     self._lose_lease("the brain has ended it")
                 for unit in units:
@@ -390,7 +396,10 @@ class Machine(BrainActor):
         if state is not None:
             wanted[self._state_key(unit)] = _json(state)
         for name, text in self._announced.get(unit, {}).items():
-            wanted[name.encode()] = text.encode()
+            if any(other < unit and name in keys for other, keys in self._announced.items()):
+                logger.warning("%s: %s is announced by another unit here already", unit, name)
+            else:
+                wanted[name.encode()] = text.encode()
         mine = self._keys_of.setdefault(unit, set())
         for key in sorted(mine - set(wanted)):
             if key in self._written or key == self._state_key(unit):

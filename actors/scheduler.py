@@ -54,7 +54,7 @@ class Scheduler(BrainActor):
 
     def on_start(self) -> None:
         """Wait for leadership."""
-        self.system.subscribe(LeaderChanged, self.actor_ref)
+        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
         self.every(RETRY_S, self._retry)
 
     @handles(LeaderChanged)

@@ -188,11 +188,23 @@ class UnitManager(Actor):
     @handles(LeaseState)
     def _on_lease(self, message: LeaseState) -> None:
         self._lease_held = message.held
-        if message.held and self._fenced:
-            self._fenced = False
         self._last_report = None  # a new lease: say everything again
         self._report()
+        if message.held:
+            self._after_fence()
         self._settle()
+
+    def _after_fence(self) -> None:
+        """What the fence ended did not fail: once the lease is held, it starts anew."""
+        if not self._fenced or not self._lease_held or not self._empty or self.spec is None:
+            return
+        if self.service is not None and self.service.sub in (Sub.DEAD, Sub.FAILED):
+            self._fenced = False
+            restarts = self.service.restarts
+            self.service = service.Service(self.spec)
+            self.service.restarts = restarts
+            self._report()
+            self._settle()
 
     @handles(Reload)
     def _on_reload(self, _: Reload) -> None:
@@ -302,6 +314,8 @@ class UnitManager(Actor):
             self._main_pid = 0
             if self.service is not None:
                 self._act(self.service.group_empty())
+            if self._fenced:
+                self.after(1.0, self._after_fence)
             self._settle()
 
     def _ended(self, step: str, main: bool, how: Exit) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
+import struct
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +15,8 @@ from actors.unit_manager import UnitManager
 from brain.raft import Role
 from metrics.exporter import Family
 
+#: Where the kernel's smoothed round trip (microseconds) lies in ``struct tcp_info``.
+_TCP_INFO_BYTES, _TCP_RTT = 104, struct.Struct("@68xI")
 SUBS_SHOWN = ("running", "exited", "dead", "failed", "auto-restart", "start", "start-pre", "stop-sigterm")
 
 
@@ -31,7 +35,9 @@ def actor_families(company: Company) -> Iterable[Family]:
         "handled": Family("counter", "argosy_actor_messages", "Messages handled.", ("class",)),
         "restarts": Family("counter", "argosy_actor_restarts", "Restarts by supervisors.", ("class",)),
         "dead": Family("counter", "argosy_actor_dead_letters", "Messages nobody took.", ("class", "reason")),
-        "handling": Family("histogram", "argosy_actor_handling_seconds", "Time to handle a message.", ("class",)),
+        "handling": Family(
+            "histogram", "argosy_actor_handling_seconds", "Time to handle a message.", ("class",)
+        ),
         "waiting": Family("histogram", "argosy_actor_mailbox_seconds", "Time in the mailbox.", ("class",)),
     }
     for name, stats in sorted(system.stats.items()):
@@ -55,7 +61,12 @@ def raft_families(company: Company) -> Iterable[Family]:
     leading = float(raft.role is Role.LEADER)
     yield Family("gauge", "argosy_raft_term", "Current term.").add(raft.term)
     yield Family("gauge", "argosy_raft_is_leader", "1 on the leader.").add(leading)
-    yield Family("gauge", "argosy_raft_has_leader", "1 while a leader is known.").add(float(bool(raft.leader)))
+    yield Family("gauge", "argosy_raft_has_leader", "1 while a leader is known.").add(
+        float(bool(raft.leader))
+    )
+    voters = raft.config.voters
+    yield Family("gauge", "argosy_raft_voters", "Members that vote.").add(len(voters))
+    yield Family("gauge", "argosy_raft_is_voter", "1 if this peer votes.").add(float(peer.machine in voters))
     yield Family("gauge", "argosy_raft_commit_index", "Index that is decided.").add(raft.log.commit)
     yield Family("gauge", "argosy_raft_applied_index", "Index that is applied.").add(raft.log.applied)
     yield Family("counter", "argosy_raft_elections", "Elections this peer stood in.").add(raft.elections)
@@ -71,16 +82,23 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family("histogram", "argosy_raft_sync_seconds", "Time to make a batch durable.").add_histogram(
         sync.cumulative(), sync.sum
     )
-    behind = Family("gauge", "argosy_raft_follower_behind", "Entries a follower lacks (leader only).", ("peer",))
+    behind = Family(
+        "gauge", "argosy_raft_follower_behind", "Entries a follower lacks (leader only).", ("peer",)
+    )
     info = dict(raft.config.info)
     for member, progress in raft.progress.items():
         behind.add(raft.log.last_index - progress.match, info.get(member, (member,))[0])
     yield behind
-    yield Family("counter", "argosy_raft_log_bytes", "Bytes written to the log.").add(peer.journal.bytes_written)
+    yield Family("counter", "argosy_raft_log_bytes", "Bytes written to the log.").add(
+        peer.journal.bytes_written
+    )
     yield Family("gauge", "argosy_store_revision", "Revision of the store.").add(peer.store.revision)
     yield Family("gauge", "argosy_store_keys", "Keys in the store.").add(len(peer.store.live))
     yield Family("gauge", "argosy_store_leases", "Leases in the store.").add(len(peer.store.leases))
     yield Family("gauge", "argosy_store_watches", "Watches on this peer.").add(len(peer._watches))  # noqa: SLF001
+    yield Family("counter", "argosy_store_watches_dropped", "Watches whose reader was gone.").add(
+        peer.watch_drops
+    )
     yield from _etcd_names(peer, raft, leading, sync)
 
 
@@ -88,10 +106,18 @@ def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Fam
     """Names that existing etcd dashboards ask for."""
     yield Family("gauge", "etcd_server_has_leader", "Whether a leader exists.").add(float(bool(raft.leader)))
     yield Family("gauge", "etcd_server_is_leader", "Whether this member leads.").add(leading)
-    yield Family("counter", "etcd_server_leader_changes_seen", "Leader changes seen.").add(peer.leader_changes)
-    yield Family("counter", "etcd_server_proposals_committed", "Consensus proposals committed.").add(raft.log.commit)
-    yield Family("counter", "etcd_server_proposals_applied", "Consensus proposals applied.").add(raft.log.applied)
-    yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(len(peer._pending))  # noqa: SLF001
+    yield Family("counter", "etcd_server_leader_changes_seen", "Leader changes seen.").add(
+        peer.leader_changes
+    )
+    yield Family("counter", "etcd_server_proposals_committed", "Consensus proposals committed.").add(
+        raft.log.commit
+    )
+    yield Family("counter", "etcd_server_proposals_applied", "Consensus proposals applied.").add(
+        raft.log.applied
+    )
+    yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(
+        len(peer._pending)
+    )  # noqa: SLF001
     yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals["failed"])
     yield Family(
         "histogram", "etcd_disk_wal_fsync_duration_seconds", "Latency of making the log durable."
@@ -101,18 +127,50 @@ def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Fam
 def transport_families(company: Company, net: Any) -> Iterable[Family]:
     """Bytes, frames, links and drops between hosts."""
     counters = net.counters
-    yield Family("counter", "argosy_transport_sent_bytes", "Bytes sent to other hosts.").add(counters.bytes_sent)
+    yield Family("counter", "argosy_transport_sent_bytes", "Bytes sent to other hosts.").add(
+        counters.bytes_sent
+    )
     yield Family("counter", "argosy_transport_received_bytes", "Bytes received.").add(counters.bytes_received)
     yield Family("counter", "argosy_transport_sent_frames", "Frames sent.").add(counters.frames_sent)
-    yield Family("counter", "argosy_transport_received_frames", "Frames received.").add(counters.frames_received)
+    yield Family("counter", "argosy_transport_received_frames", "Frames received.").add(
+        counters.frames_received
+    )
     yield Family("counter", "argosy_transport_connects", "Handshakes completed.").add(counters.connects)
     yield Family("gauge", "argosy_transport_links", "Outgoing links that are up.").add(net.links_up())
     dropped = Family("counter", "argosy_transport_dropped_frames", "Frames dropped.", ("reason",))
     for reason in ("no_link", "queue_full"):
         dropped.add(counters.dropped.get(reason, 0), reason)
     yield dropped
-    yield Family("counter", "argosy_transport_refused_links", "Links refused.").add(sum(counters.refused.values()))
-    yield Family("counter", "argosy_transport_bad_frames", "Frames that broke the rules.").add(company.router.bad_frames)
+    yield Family("counter", "argosy_transport_refused_links", "Links refused.").add(
+        sum(counters.refused.values())
+    )
+    router = company.router
+    yield Family("counter", "argosy_transport_bad_frames", "Frames that broke the rules.").add(
+        router.bad_frames
+    )
+    yield Family("counter", "argosy_transport_dead_letters", "Frames for actors that are not here.").add(
+        router.dead_letters
+    )
+    yield _round_trips(company, net)
+
+
+def _round_trips(company: Company, net: Any) -> Family:
+    """What the kernel measures on each outgoing link that is up (``TCP_INFO``)."""
+    out = Family("gauge", "argosy_transport_round_trip_seconds", "Smoothed TCP round trip.", ("peer", "lane"))
+    peer: Any = company.raft._mailbox.actor  # noqa: SLF001 - read only, at scrape
+    info = dict(peer.raft.config.info) if getattr(peer, "raft", None) is not None else {}
+    for (machine, lane), far in net._peers.items():  # noqa: SLF001
+        link = far.link
+        if link is None or link.peer is None or link.closed:
+            continue
+        door = link.transport.get_extra_info("socket")
+        try:
+            answer = door.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            microseconds = _TCP_RTT.unpack_from(answer)[0]
+        except (OSError, struct.error):  # closed just now, or a kernel that says less
+            continue
+        out.add(microseconds / 1e6, info.get(machine, (machine,))[0], "bulk" if lane else "control")
+    return out
 
 
 def fleet_families(company: Company) -> Iterable[Family]:
@@ -122,36 +180,55 @@ def fleet_families(company: Company) -> Iterable[Family]:
         float(machine.lease_held)
     )
     by_sub: Counter[str] = Counter()
-    healthy: Counter[str] = Counter()
-    restarts = Family("counter", "argosy_unit_restarts", "Restarts of a unit on this machine.", ("unit",))
-    active = Family("gauge", "argosy_unit_active", "1 while a unit is active.", ("unit",))
-    health = Family("gauge", "argosy_unit_healthy", "1 while a unit passes its check (or has none).", ("unit",))
     for box in company.system.mailboxes():
-        manager = box.actor
-        if not isinstance(manager, UnitManager):
-            continue
-        state = manager.state()
-        by_sub[state["sub"]] += 1
-        healthy[state["health"]] += 1
-        restarts.add(state["restarts"], manager.unit)
-        active.add(float(state["active"] == "active"), manager.unit)
-        health.add(float(state["active"] == "active" and state["health"] != "failing"), manager.unit)
+        if isinstance(box.actor, UnitManager):
+            by_sub[box.actor.state()["sub"]] += 1
     units = Family("gauge", "argosy_units", "Units of this machine by sub-state.", ("sub",))
     for sub in sorted({*SUBS_SHOWN, *by_sub}):
         units.add(by_sub[sub], sub)
     yield units
-    yield restarts
-    yield active
-    yield health
+    yield from _unit_families(company)
     scheduler: Any = company.scheduler._mailbox.actor  # noqa: SLF001
-    yield Family("gauge", "argosy_scheduler_active", "1 on the host that schedules.").add(float(scheduler.active))
-    yield Family("gauge", "argosy_scheduler_unplaced_units", "Units that no machine takes.").add(len(scheduler.unplaced))
-    yield Family("gauge", "argosy_scheduler_brake", "1 while too many machines are lost to move units.").add(float(scheduler.braking))
+    yield Family("gauge", "argosy_scheduler_active", "1 on the host that schedules.").add(
+        float(scheduler.active)
+    )
+    yield Family("gauge", "argosy_scheduler_unplaced_units", "Units that no machine takes.").add(
+        len(scheduler.unplaced)
+    )
+    yield Family("gauge", "argosy_scheduler_brake", "1 while too many machines are lost to move units.").add(
+        float(scheduler.braking)
+    )
     yield Family("counter", "argosy_scheduler_placements", "Placements decided.").add(scheduler.placements)
     moved = Family("counter", "argosy_scheduler_reschedules", "Units moved, by reason.", ("reason",))
     for reason in ("machine-lost", "constraint"):
         moved.add(scheduler.reschedules.get(reason, 0), reason)
     yield moved
+
+
+def _unit_families(company: Company) -> Iterable[Family]:
+    """Each unit of this machine, and the actor that looks after it."""
+    label = ("unit",)
+    active = Family("gauge", "argosy_unit_active", "1 while a unit is active.", label)
+    failed = Family("gauge", "argosy_unit_failed", "1 while a unit is failed.", label)
+    health = Family("gauge", "argosy_unit_healthy", "1 while a unit passes its check (or has none).", label)
+    restarts = Family("counter", "argosy_unit_restarts", "Restarts of a unit on this machine.", label)
+    depth = Family("gauge", "argosy_unit_mailbox_depth", "Messages that wait for a unit's actor.", label)
+    handled = Family("counter", "argosy_unit_messages", "Messages handled by a unit's actor.", label)
+    reborn = Family("counter", "argosy_unit_actor_restarts", "Restarts of a unit's actor.", label)
+    for box in company.system.mailboxes():
+        manager = box.actor
+        if not isinstance(manager, UnitManager):
+            continue
+        state = manager.state()
+        up = state["active"] == "active"
+        active.add(float(up), manager.unit)
+        failed.add(float(state["active"] == "failed"), manager.unit)
+        health.add(float(up and state["health"] != "failing"), manager.unit)
+        restarts.add(state["restarts"], manager.unit)
+        depth.add(len(box.user), manager.unit)
+        handled.add(box.handled, manager.unit)
+        reborn.add(box.restarts, manager.unit)
+    yield from (active, failed, health, restarts, depth, handled, reborn)
 
 
 def lock_families(company: Company) -> Iterable[Family]:
@@ -177,11 +254,25 @@ def lock_families(company: Company) -> Iterable[Family]:
 
 
 def process_families() -> Iterable[Family]:
-    """The host process itself."""
+    """The host process itself, under the names that Prometheus' own clients use."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    yield Family("counter", "process_cpu_seconds", "CPU time of the host process.").add(usage.ru_utime + usage.ru_stime)
+    yield Family("counter", "process_cpu_seconds", "CPU time of the host process.").add(
+        usage.ru_utime + usage.ru_stime
+    )
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     yield Family("gauge", "process_resident_memory_bytes", "Memory of the host process.").add(
         pages * os.sysconf("SC_PAGE_SIZE")
+    )
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    with open("/proc/stat") as file:
+        booted = next(float(line.split()[1]) for line in file if line.startswith("btime "))
+    yield Family("gauge", "process_start_time_seconds", "When the host process began (Unix time).").add(
+        booted + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    )
+    yield Family("gauge", "process_threads", "Threads of the host process.").add(int(fields[17]))
+    yield Family("gauge", "process_open_fds", "Open file descriptors.").add(len(os.listdir("/proc/self/fd")))
+    yield Family("gauge", "process_max_fds", "Limit of open file descriptors.").add(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     )

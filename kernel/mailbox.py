@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("argosy.actor")
 
+#: Seconds between looks at whether the children of a failed actor have ended.
+CHILDREN_S = 0.005
+
 
 class MailboxFullError(Exception):
     """The mailbox of the addressed actor holds its limit of messages."""
@@ -348,6 +351,9 @@ class Mailbox:
             return
         assert self.actor is not None
         self._discard_life()
+        if self.children:  # they end in turns of their own; their names must be free first
+            self.dispatcher.call_later(CHILDREN_S, lambda: self.post(self.restart))
+            return
         self.restarts += 1
         self.incarnation += 1
         if self.stats is not None:
@@ -375,7 +381,6 @@ class Mailbox:
         if self.children:
             for child in list(self.children.values()):
                 child.post(child.stop_now)
-            self.children = None
 
     # -- ending ------------------------------------------------------------------
 

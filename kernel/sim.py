@@ -220,6 +220,7 @@ class SimMachine:
         self.net: SimNet | None = None
         self.host: Any = None
         self.failure: BaseException | None = None
+        self.on_power_off: Callable[[], None] | None = None
         self.last_arrival: dict[tuple[str, str, int], float] = {}
         spread = world.faults.clock_rate_spread
         self.rate = 1.0 + world.random.uniform(-spread, spread)
@@ -236,16 +237,24 @@ class SimMachine:
         self.world.note(f"{self.name} starts")
         self.host = self._boot(self)
 
-    def crash(self) -> None:
-        """Power loss: everything in memory is gone, unsynced writes are at stake."""
+    def crash(self, power: bool = True) -> None:
+        """Power loss: everything in memory is gone, unsynced writes are at stake.
+
+        Without ``power`` only the host process dies: what it had written to files stays.
+        """
         if not self.alive:
             return
-        self.world.note(f"{self.name} crashes")
+        self.world.note(f"{self.name} {'loses power' if power else 'crashes'}")
         self.alive = False
         self.paused = False
         self.held.clear()
         self.host.system.crash()
-        self.disk.crash()
+        if power:
+            self.disk.crash()
+            if self.on_power_off is not None:
+                self.on_power_off()
+        else:
+            self.disk.abandon()
         for other in self.world.machines.values():
             if other is not self and other.alive and other.net is not None:
                 self.world.call_later(0.001, partial(other.net.link_down, self.name))
@@ -393,6 +402,10 @@ class SimDisk:
         self._queue: deque[tuple[Operations, Callable[[DiskError | None], None]]] = deque()
         self._busy = False
 
+    def install(self, name: str, data: bytes) -> None:
+        """Put a durable file there before the machine is first started."""
+        self._files[name] = _File(data)
+
     def list(self) -> list[str]:
         """Names, sorted."""
         return sorted(self._files)
@@ -472,6 +485,11 @@ class SimDisk:
             self._directory.append(("remove", name, self._files.pop(name, None)))
         else:
             raise AssertionError(f"no disk operation {verb!r}")
+
+    def abandon(self) -> None:
+        """The process that wrote is gone: what had reached the cache stays there."""
+        self._queue.clear()
+        self._busy = False
 
     def crash(self) -> None:
         """Decide the fate of everything that was not synced."""

@@ -41,13 +41,20 @@ class System:
         self.stats: dict[str, ClassStats] = {}
         self.failed: BaseException | None = None
         self._subscribers: dict[type, dict[str, Ref]] = {}
+        self._published: dict[type, Any] = {}
 
-    def subscribe(self, kind: type, ref: Ref) -> None:
-        """Send every published message of this type to ``ref`` (once, however often called)."""
+    def subscribe(self, kind: type, ref: Ref, replay: bool = False) -> None:
+        """Send every published message of this type to ``ref`` (once, however often called).
+
+        ``replay``: the last one, too, so that a restarted actor knows what it missed.
+        """
         self._subscribers.setdefault(kind, {})[ref.path] = ref
+        if replay and kind in self._published:
+            ref.offer(self._published[kind])
 
     def publish(self, message: Any) -> None:
         """Send a message to all subscribers of its type on this host."""
+        self._published[type(message)] = message
         subscribers = self._subscribers.get(type(message), {})
         for path, ref in list(subscribers.items()):
             if not ref.offer(message):

@@ -18,6 +18,7 @@ from brain.codec import decode
 from brain.raft import Config, HardState, Kind, Message, Raft, Role
 from brain.raftlog import Entry, EntryKind
 from brain.store import LOCKS_PREFIX, Event, Store, StoreError
+from brain.wal import DamagedLogError
 from kernel.sim import SimDisk
 
 from .linearizability import Operation
@@ -86,7 +87,7 @@ def durable_log(files: dict[str, bytes]) -> DurableLog:
         return DurableLog(HardState(0, ""), base, base_term, [])
     first, entries = found.first_index, found.entries
     if first > base + 1:
-        raise Violation(f"on disk the log starts at {first}, the snapshot ends at {base}")
+        raise DamagedLogError("the log", 0, f"it starts at {first}, the snapshot ends at {base}")
     if base >= first + len(entries):
         entries = []
     elif base >= first and entries[base - first][0] != base_term:
@@ -340,9 +341,9 @@ class Watchtower:
         self.checked["commits"] += 1
         term = self.chronicle.entries[index - 1][0]
         holders = [
-            machine.name for machine in self._cluster.world.machines.values()
-            if durable_log(durable_files(machine.disk)).holds(index, term)
-        ]  # fmt: skip
+            other for other in self._cluster.names
+            if (log := self._durable(other)) is not None and log.holds(index, term)
+        ]
         if not raft.config.has_quorum(holders):
             raise Violation(f"{name} commits {index}, but it is only on the disks of {holders}")
 
@@ -385,7 +386,10 @@ class Watchtower:
         if not self._white_box:
             return
         self.checked["votes"] += 1
-        state = self._durable(name).hard_state
+        durable = self._durable(name)
+        if durable is None:
+            return
+        state = durable.hard_state
         if state.term < term or (state.term == term and state.vote != candidate):
             self.accuse(
                 f"{name} speaks of its vote for {candidate} in term {term}, "
@@ -408,6 +412,8 @@ class Watchtower:
             self.accuse(f"{name} acknowledges entry {index}, which it does not have")
             return
         durable = self._durable(name)
+        if durable is None:
+            return
         if not durable.holds(index, term):
             self.accuse(
                 f"{name} acknowledges entry {index} of term {term} to {message.to}, but on its "
@@ -419,8 +425,12 @@ class Watchtower:
                 f"{tuple(durable.hard_state)}"
             )
 
-    def _durable(self, name: str) -> DurableLog:
-        return durable_log(durable_files(self._cluster.world.machines[name].disk))
+    def _durable(self, name: str) -> DurableLog | None:
+        try:
+            return durable_log(durable_files(self._cluster.world.machines[name].disk))
+        except DamagedLogError as error:
+            self.accuse(f"a power cut now would leave {name} with a log it cannot read: {error}")
+            return None
 
     # -- leases -------------------------------------------------------------------------------------
 

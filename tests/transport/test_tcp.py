@@ -291,6 +291,7 @@ def test_a_peer_without_a_certificate_may_only_be_a_guest(cluster: Cluster) -> N
             stranger = await Stranger.connect(one.port, bare_context(None))
             stranger.send(Hello("c1", "m2", "i1", role, 0).encode())
             assert await stranger.closed()
+            stranger.close()
         assert one.refused() == "a peer without a certificate may only be a guest"
         guest = await Stranger.connect(one.port, bare_context(None))
         guest.send(Hello("", "", "", GUEST, 0).encode())
@@ -373,6 +374,7 @@ def test_garbage_closes_its_link_and_harms_nobody_else(cluster: Cluster, raw: by
         stranger = await Stranger.connect(one.port, bare_context(None))
         stranger.writer.write(raw)
         assert await stranger.closed()
+        stranger.close()
         assert reason in one.refused()
         assert two.net.send("m1", tcp.CONTROL, b"still here")
         assert one.net.send("m2", tcp.BULK, b"me too")
@@ -395,6 +397,7 @@ def test_a_stranger_cannot_make_us_hold_more_than_a_hello(cluster: Cluster) -> N
         stranger.writer.write(_length(10 * 1024 * 1024) + bytes(100))
         await until(one.refused, "a refusal", seconds=1)
         assert await stranger.closed()
+        stranger.close()
         await one.close()
 
     run(scenario)
@@ -410,6 +413,7 @@ def test_whoever_says_no_hello_is_hung_up_on(cluster: Cluster, monkeypatch: pyte
         silent = await Stranger.connect(one.port, None)
         assert await silent.closed()
         assert one.refused() == "no hello within 0.1 s"
+        silent.close()
         await one.close()
 
     run(scenario)
@@ -497,8 +501,8 @@ def test_inbound_links_are_bounded(cluster: Cluster, monkeypatch: pytest.MonkeyP
         late = await Stranger.connect(one.port, None)
         late.send(Hello("", "", "", GUEST, 0).encode())
         await until(lambda: len(one.net._inbound) == 2, "the late guest")  # noqa: SLF001
-        late.close()
-        guests[1].close()
+        for guest in (late, *guests[1:]):
+            guest.close()
         await one.close()
 
     run(scenario)
@@ -537,6 +541,7 @@ def test_a_reason_taken_from_a_frame_is_short(cluster: Cluster) -> None:
         guest.send(Hello("", "", "", GUEST, 0).encode())
         guest.send(encode(["x" * 1_000_000]))
         assert await guest.closed()
+        guest.close()
         assert 0 < len(one.refused()) < 1000
         await one.close()
 

@@ -1,0 +1,1 @@
+"""Tests of whole clusters: real host processes, real units, real faults."""

@@ -1,0 +1,237 @@
+"""Whole hosts in the simulator: every actor of a machine, units, and the loss of machines.
+
+The law that is checked at every step: an exclusive unit never has two copies.  At the end,
+when everything is healed, every wanted unit runs where the brain says it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from actors.company import Company, boot, founding_snapshot
+from actors.control import Command
+from actors.machine import LEASE_S, Identity
+from actors.raft_peer import PeerSettings
+from brain.raft import Settings
+from kernel.ports import Ports
+from kernel.sim import Faults, SimDispatcher, SimMachine, World
+from runners.simulated import Books, SimProcesses, Workloads
+
+UNIT = """[Service]
+ExecStart=/bin/serve
+Restart=always
+RestartSec=200ms
+StartLimitBurst=0
+TimeoutStopSec=1s
+[X-Argosy]
+Port=http
+Announce=/services/%p
+HealthCheck=http://:PORT/
+HealthInterval=1s
+"""
+APART = UNIT.replace("[X-Argosy]", "[X-Fleet]\nConflicts=apart@*.service\n[X-Argosy]")
+EVERYWHERE = UNIT.replace("[X-Argosy]", "[X-Fleet]\nGlobal=true\n[X-Argosy]")
+#: Virtual seconds after healing within which every unit must run.
+SETTLE_S = 60.0
+
+
+class FleetFailure(AssertionError):
+    """A law was broken; the text has the seed and the last events."""
+
+
+@dataclass
+class Outcome:
+    """What one run did."""
+
+    trace: str
+    steps: int
+    starts: int
+    moves: int
+
+
+class Fleet:
+    """``size`` machines with all their actors and ``units`` simulated workloads."""
+
+    def __init__(self, seed: int, size: int, world: World) -> None:
+        self.seed = seed
+        self.world = world
+        self.books = Books(world)
+        self.members = {f"m{n}": (f"m{n}", f"m{n}", "") for n in range(1, size + 1)}
+        self.machines: list[SimMachine] = []
+        self.wanted: set[str] = set()
+        for name in self.members:
+            machine = SimMachine(world, name, self._boot)
+            place = Workloads(machine, self.books)
+            machine.on_power_off = place.power_off
+            machine.place = place  # type: ignore[attr-defined]
+            self.machines.append(machine)
+        world.on_step = self._check
+
+    def _boot(self, machine: SimMachine) -> Company:
+        if not machine.disk.list():
+            name, data = founding_snapshot(self.members, frozenset(self.members))
+            machine.disk.install(name, data)
+        dispatcher = SimDispatcher(machine)
+        processes = SimProcesses(machine, machine.place)  # type: ignore[attr-defined]
+        ports = Ports(machine, machine, machine.disk, machine.net, processes)  # type: ignore[arg-type]
+        identity = Identity(machine.name, machine.name, machine.name, "http://door", machine.name, {}, "voter", "sim")
+
+        def fatal(error: BaseException) -> None:
+            machine.failure = error
+            self.world.note(f"{machine.name} FATAL {error!r}")
+
+        settings = PeerSettings(
+            raft=Settings(), snapshot_entries=200, trailing_entries=50, segment_bytes=64 * 1024
+        )
+        company = boot(identity, "cluster", ports, dispatcher, dispatcher, None, fatal, settings)
+        machine.net.on_link(company.router.link_changed)  # type: ignore[union-attr]
+        return company
+
+    def _check(self) -> None:
+        if self.books.violations:
+            raise FleetFailure(self.report(self.books.violations[0]))
+
+    def report(self, what: str) -> str:
+        """The failure with everything needed to see it again."""
+        lines = "\n".join(list(self.world.log)[-120:])
+        return (
+            f"{what}\nseed {self.seed}, {len(self.machines)} machines; replay: "
+            f"python -m tests.sim.run --fleet --size {len(self.machines)} --seed {self.seed}\n{lines}"
+        )
+
+    def command(self, verb: str, **args: Any) -> None:
+        """Ask a random living host; its answer is not waited for (operators press Ctrl-C)."""
+        alive = [m for m in self.machines if m.alive]
+        if alive:
+            host = self.world.random.choice(alive).host
+            host.control.ask(Command(verb, args), block=False)
+
+    def do(self, verb: str, seconds: float = 30.0, **args: Any) -> Any:
+        """Ask until somebody has done it (the cluster is healthy)."""
+        result: list[Any] = []
+
+        def attempt() -> None:
+            alive = [m for m in self.machines if m.alive and not m.paused]
+            future = alive[0].host.control.ask(Command(verb, args), block=False)
+            future.on_done(lambda f: result.append(f) if f.error is None else attempt_later())
+
+        def attempt_later() -> None:
+            self.world.call_later(0.5, attempt)
+
+        attempt()
+        if not self.world.run_until(lambda: bool(result), seconds):
+            raise FleetFailure(self.report(f"{verb} {args} was not done within {seconds} s"))
+        return result[0].value
+
+
+def faults_of(world_seed: int) -> Faults:
+    """The swarm: which faults this seed has, and how much of each."""
+    import random
+
+    draw = random.Random(world_seed * 7919 + 1)
+
+    def maybe(value: float) -> float:
+        return draw.random() * value if draw.random() < 0.6 else 0.0
+
+    return Faults(
+        loss=maybe(0.05), duplicate=maybe(0.05), reorder=maybe(0.1), delay_s_max=0.002 + maybe(0.03),
+        disk_s_max=0.002 + maybe(0.01), disk_stall=maybe(0.02), disk_stall_s_max=0.5,
+        clock_rate_spread=maybe(0.02), clock_offset_s_max=maybe(30.0),
+    )  # fmt: skip
+
+
+def play(seed: int, size: int = 3, rounds: int = 14) -> Outcome:
+    """One run of a seed; raises :class:`FleetFailure` when a law is broken."""
+    with World(seed, faults_of(seed)) as world:
+        fleet = Fleet(seed, size, world)
+        for machine in fleet.machines:
+            machine.start()
+        fleet.do("unit.submit", files=[
+            {"name": "web@.service", "content": UNIT}, {"name": "apart@.service", "content": APART},
+        ], replace=False)  # fmt: skip
+        names = [f"web@{n}" for n in range(1, 5)] + [f"apart@{n}" for n in range(1, 3)]
+        fleet.do("unit.start", units=names, no_block=True)
+        fleet.wanted = {f"{n}.service" for n in names}
+        world.run(6.0)
+        for _ in range(rounds):
+            _disturb(fleet)
+            world.run(0.3 + world.random.random() * 4)
+        _heal(fleet)
+        _await_settled(fleet)
+        moves = fleet.books.starts - len(names)
+        return Outcome(world.trace, world.steps, fleet.books.starts, moves)
+
+
+def _disturb(fleet: Fleet) -> None:
+    world = fleet.world
+    draw = world.random
+    machine = draw.choice(fleet.machines)
+    kind = draw.choice(["power", "process", "pause", "cut", "one-way", "heal", "kill", "command", "workload"])
+    if kind in ("power", "process") and machine.alive:
+        machine.crash(power=kind == "power")
+        away = draw.random() * (8 if kind == "power" else 3)
+        world.call_later(away, lambda: machine.alive or machine.start())
+    elif kind == "pause":
+        machine.pause(draw.random() * 8)
+    elif kind == "cut":
+        world.partition({machine.name})
+    elif kind == "one-way":
+        other = draw.choice(fleet.machines)
+        world.cut = world.cut | {(machine.name, other.name)}
+        world.note(f"cut {machine.name} -> {other.name}")
+    elif kind == "heal":
+        world.heal()
+    elif kind == "kill" and machine.alive:
+        boxes = machine.host.system.mailboxes()
+        box = boxes[draw.randrange(len(boxes))]
+        world.note(f"kill actor {box.path}")
+        box.ref.kill()
+    elif kind == "command":
+        unit = draw.choice(sorted(fleet.wanted))
+        verb = draw.choice(["unit.restart", "unit.stop", "unit.unload", "unit.start"])
+        world.note(f"{verb} {unit}")
+        fleet.command(verb, units=[unit], no_block=True)
+    elif kind == "workload" and machine.alive:
+        shims = sorted(machine.place.shims)  # type: ignore[attr-defined]
+        if shims:
+            shim = machine.place.shims[draw.choice(shims)]  # type: ignore[attr-defined]
+            if shim.main is not None:
+                shim.end(0)
+
+
+def _heal(fleet: Fleet) -> None:
+    world = fleet.world
+    world.heal()
+    world.healed = True
+    for machine in fleet.machines:
+        if not machine.alive:
+            machine.start()
+    world.run(LEASE_S + 8)
+    for machine in fleet.machines:
+        if machine.failure is not None:
+            raise FleetFailure(fleet.report(f"{machine.name} ended: {machine.failure!r}"))
+    fleet.do("unit.start", units=sorted(fleet.wanted), no_block=True)
+
+
+def _await_settled(fleet: Fleet) -> None:
+    def settled() -> bool:
+        running = {u for u, where in fleet.books.running.items() if where}
+        return running == fleet.wanted and all(
+            row["active"] == "active" and row["health"] == "passing"
+            for row in _rows(fleet) if row["unit"] in fleet.wanted
+        )  # fmt: skip
+
+    if not fleet.world.run_until(settled, SETTLE_S):
+        running = {u: w for u, w in fleet.books.running.items() if w}
+        raise FleetFailure(fleet.report(f"not settled: running {running}, listed {_rows(fleet)}"))
+    homes = [m for u, where in fleet.books.running.items() if u.startswith("apart@") for m in where]
+    if len(set(homes)) != len(homes):
+        raise FleetFailure(fleet.report(f"units that conflict are on one machine: {homes}"))
+
+
+def _rows(fleet: Fleet) -> list[dict[str, Any]]:
+    from actors.verbs.units import _unit_list
+
+    control = fleet.machines[0].host.control._mailbox.actor
+    return _unit_list(control, {}) if control is not None else []
