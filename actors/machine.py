@@ -21,7 +21,7 @@ from kernel.ports import Ports
 
 from .brain_client import ALIVE, MACHINES, PLACES, STATES, BrainActor, is_refusal
 from .raft_messages import KeepAlive, Query, Range
-from .unit_manager import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, UnitManager
+from .unit_manager import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, Started, UnitManager
 
 logger = logging.getLogger("argosy.machine")
 
@@ -229,15 +229,23 @@ class Machine(BrainActor):
         self._placements[unit] = placement
         ref = self.units.get(unit)
         if ref is None:
-            self._supervise(unit, placement)
+            self._supervise(unit)
         else:
             ref.offer(Assign(placement))
 
-    def _supervise(self, unit: str, placement: Placement | None) -> None:
+    def _supervise(self, unit: str) -> None:
         self.units[unit] = self.system.spawn(
-            UnitManager, unit, placement, self._here, self.actor_ref, self._ports,
-            self.lease_held, name=f"units/{unit}", parent=self,
+            UnitManager, unit, self._here, self.actor_ref, self._ports,
+            name=f"units/{unit}", parent=self,
         )  # fmt: skip
+
+    @handles(Started)
+    def _on_started(self, message: Started) -> None:
+        """A supervisor's first question in each of its lives."""
+        ref = self.units.get(message.unit)
+        if ref is not None:
+            ref.offer(LeaseState(self.lease_held))
+            ref.offer(Assign(self._placements.get(message.unit)))
 
     def _sweep(self) -> None:
         """Once a life, when the placements are surely known: end what is not ours to run,
@@ -254,7 +262,7 @@ class Machine(BrainActor):
             for unit in self._ports.processes.existing():
                 if unit not in placed and unit not in self.units:
                     logger.info("unit %s is not placed here: ending it", unit)
-                    self._supervise(unit, None)
+                    self._supervise(unit)
             for key, item in answer[1][1]:
                 self._recall(key, item)
 
@@ -335,7 +343,7 @@ class Machine(BrainActor):
             if self.system.find(f"units/{unit}") is not None:
                 self.after(0.05, lambda: self._again(unit))
             else:
-                self._supervise(unit, placement)
+                self._supervise(unit)
 
     # -- writing --------------------------------------------------------------------------------
 

@@ -47,6 +47,13 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """Tell the machine: this supervisor (re)started; what is my placement, is the lease held?"""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Assign:
     """Tell: the placement is now this; None: leave this machine."""
 
@@ -93,16 +100,16 @@ class UnitManager(Actor):
     """See the module docstring."""
 
     def __init__(
-        self, unit: str, placement: Placement | None, here: Here, owner: Any, ports: Ports,
-        lease_held: bool,
-    ) -> None:  # fmt: skip
+        self, unit: str, here: Here, owner: Any, ports: Ports
+    ) -> None:
         super().__init__()
         self.unit = unit
-        self.placement = placement
+        self.placement: Placement | None = None
+        self._assigned = False
         self._here = here
         self._owner = owner
         self._ports = ports
-        self._lease_held = lease_held
+        self._lease_held = False
         self.spec: unitfile.UnitSpec | None = None
         self.service: service.Service | None = None
         self._handle: Any = None
@@ -125,11 +132,8 @@ class UnitManager(Actor):
     # -- life ----------------------------------------------------------------------------
 
     def on_start(self) -> None:
-        """Read the unit file, find the shim."""
-        self._leaving = self.placement is None
-        if self.placement is not None:
-            self._load(self.placement)
-        self._reach()
+        """Ask for the placement; what a former life knew may be old."""
+        self._owner.offer(Started(self.unit))
 
     def on_stop(self) -> None:
         """Let go of the shim."""
@@ -166,6 +170,13 @@ class UnitManager(Actor):
     def _on_assign(self, message: Assign) -> None:
         old, new = self.placement, message.placement
         self.placement = new
+        if not self._assigned:
+            self._assigned = True
+            self._leaving = new is None
+            if new is not None:
+                self._load(new)
+            self._reach()
+            return
         if new is None:
             self._leave()
             return
@@ -189,6 +200,8 @@ class UnitManager(Actor):
     def _on_lease(self, message: LeaseState) -> None:
         self._lease_held = message.held
         self._last_report = None  # a new lease: say everything again
+        if not self._assigned:
+            return
         self._report()
         if message.held:
             self._after_fence()

@@ -24,7 +24,7 @@ from brain.snapshot import Meta
 from brain.store import Store
 from kernel.actor import Killed, Ref
 from kernel.ports import Ports
-from kernel.sim import SimDispatcher, SimMachine, World, _File
+from kernel.sim import SimDispatcher, SimMachine, World
 from kernel.system import System
 from transport.router import Router
 
@@ -161,7 +161,7 @@ class SimCluster:
             machine = SimMachine(self.world, name, self._boot)
             if self.options.stepwise_disk:
                 machine.disk = StepwiseDisk(machine)
-            machine.disk._files[snapshot.file_name(0)] = _File(first)  # noqa: SLF001
+            machine.disk.install(snapshot.file_name(0), first)
         self._clients = [Client(self, number) for number in range(1, self.options.clients + 1)]
         self._nemesis = Nemesis(self)
         self._rng = random.Random(f"cluster {size} {seed}")

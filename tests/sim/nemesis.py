@@ -20,7 +20,7 @@ class Nemesis:
         self._world = cluster.world
         self._rng = random.Random(f"nemesis {cluster.size} {cluster.seed}")
         self._stopped = False
-        self._strikes: list[tuple[int, str]] = []  # (world step, machine to crash)
+        self._strikes: list[tuple[int, str, bool]] = []  # (world step, machine, power cut)
 
     def start(self) -> None:
         """Schedule the first fault of each kind."""
@@ -35,8 +35,8 @@ class Nemesis:
     def on_step(self) -> None:
         """Called after every step: a power cut need not wait until a machine is idle."""
         if self._strikes and self._world.steps >= self._strikes[0][0]:
-            _, name = self._strikes.pop(0)
-            self._cut_power(name)
+            _, name, power = self._strikes.pop(0)
+            self._take_down(name, power)
 
     def _later(self, kind: str) -> None:
         mean = self._cluster.options.moments[kind]
@@ -59,23 +59,24 @@ class Nemesis:
     # -- the kinds ----------------------------------------------------------------------------
 
     def _do_crash(self) -> None:
-        """A power cut of one machine, now or in the middle of what it does next."""
+        """One machine loses power, or its process dies; now, or in the middle of what comes next."""
         name = self._one()
+        power = self._rng.random() < 0.7
         if self._rng.random() < 0.4:
-            self._cut_power(name)
+            self._take_down(name, power)
         else:
-            self._strikes.append((self._world.steps + self._rng.randint(1, 120), name))
+            self._strikes.append((self._world.steps + self._rng.randint(1, 120), name, power))
             self._strikes.sort()
 
     def _do_blackout(self) -> None:
-        """A power cut of all machines."""
+        """All machines lose power."""
         for name in self._cluster.names:
-            self._cut_power(name)
+            self._take_down(name, power=True)
 
-    def _cut_power(self, name: str) -> None:
+    def _take_down(self, name: str, power: bool) -> None:
         machine = self._world.machines[name]
         if machine.alive:
-            machine.crash()
+            machine.crash(power)
             self._world.call_later(self._outage(), lambda: self._cluster.power_on(name))
 
     def _do_kill(self) -> None:
