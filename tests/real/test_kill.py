@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from .cluster import Cluster, wait_until
@@ -12,6 +13,10 @@ COUNTER = """
 ExecStart=/bin/sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done'
 Restart=always
 """
+
+
+def _printed(cluster: Cluster, unit: str, number: int) -> bool:
+    return int(cluster.log(unit, 1)[0]) > number
 
 
 def test_leader_is_killed_while_a_client_writes(cluster: Cluster) -> None:
@@ -83,7 +88,7 @@ def test_units_outlive_their_host_process(cluster: Cluster) -> None:
         cluster.await_whole()
     for unit in units:
         seen = int(cluster.log(unit, 1)[0])
-        wait_until("the unit to go on", lambda unit=unit, seen=seen: int(cluster.log(unit, 1)[0]) > seen + 5)
+        wait_until("the unit to go on", partial(_printed, cluster, unit, seen + 5))
         after = cluster.row(unit)
         for key in ("pid_or_container", "restarts", "machine", "fence", "active", "hash"):
             assert after[key] == before[unit][key], f"{unit}: {key} changed"

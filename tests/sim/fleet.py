@@ -167,7 +167,7 @@ def _disturb(fleet: Fleet) -> None:
     world = fleet.world
     draw = world.random
     machine = draw.choice(fleet.machines)
-    kind = draw.choice(["power", "process", "pause", "cut", "one-way", "heal", "kill", "command", "workload"])
+    kind = draw.choice(["power", "process", "pause", "cut", "one-way", "heal", "kill", "command", "bounce", "workload"])
     if kind in ("power", "process") and machine.alive:
         machine.crash(power=kind == "power")
         away = draw.random() * (8 if kind == "power" else 3)
@@ -192,6 +192,12 @@ def _disturb(fleet: Fleet) -> None:
         verb = draw.choice(["unit.restart", "unit.stop", "unit.unload", "unit.start"])
         world.note(f"{verb} {unit}")
         fleet.command(verb, units=[unit], no_block=True)
+    elif kind == "bounce":  # unloaded and started again before the first copy can have ended
+        unit = draw.choice(sorted(fleet.wanted))
+        world.note(f"bounce {unit}")
+        fleet.command("unit.unload", units=[unit], no_block=True)
+        for _ in range(3):
+            world.call_later(draw.random() * 0.2, lambda: fleet.command("unit.start", units=[unit], no_block=True))
     elif kind == "workload" and machine.alive:
         shims = sorted(machine.place.shims)  # type: ignore[attr-defined]
         if shims:
