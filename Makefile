@@ -46,7 +46,7 @@ wheel: $(TEST_STAMP)
 	$(BIN)/python -m build --wheel --no-isolation -o dist . >/dev/null
 
 test: check debian-test wheel
-	$(BIN)/python -m pytest
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest
 
 soak: $(TEST_STAMP)
 	$(BIN)/python -m tests.sim.run --size 3 --seeds 0:$(SEEDS)

@@ -161,7 +161,10 @@ class RaftPeer(Actor):
         # for metrics
         self.sync_seconds = Histogram()
         self.commit_seconds = Histogram()
-        self.round_trip: dict[str, float] = {}
+        self.append_seconds = Histogram()
+        self.round_trip_seconds: dict[str, Histogram] = {}
+        self._append_sent: dict[str, tuple[int, float]] = {}  # one sample at a time per follower
+        self._heartbeat_sent: dict[str, float] = {}
         self.proposals = {"committed": 0, "failed": 0, "applied": 0}
         self.leader_changes = 0
         self.watch_drops = 0
@@ -257,8 +260,13 @@ class RaftPeer(Actor):
         if message.to == self.machine:
             self.raft.step(message)
             self._kick()
-        else:
-            self._router.tell(message.to, 0, "raft", message)
+            return
+        if message.kind == Kind.APPEND and message.entries:
+            last = message.index + len(message.entries)
+            self._append_sent.setdefault(message.to, (last, self.now()))
+        elif message.kind == Kind.HEARTBEAT:
+            self._heartbeat_sent[message.to] = self.now()
+        self._router.tell(message.to, 0, "raft", message)
 
     def _sync(self) -> None:
         """Write everything that waits as one batch; what promises it leaves afterwards."""
@@ -316,6 +324,16 @@ class RaftPeer(Actor):
 
     @handles(Message)
     def _on_message(self, message: Message) -> None:
+        if message.kind == Kind.APPEND_REPLY:
+            sent = self._append_sent.get(message.frm)
+            if sent is not None and (message.index >= sent[0] or message.reject):
+                del self._append_sent[message.frm]
+                self.append_seconds.observe(self.now() - sent[1])
+        elif message.kind == Kind.HEARTBEAT_REPLY:
+            at = self._heartbeat_sent.pop(message.frm, None)
+            if at is not None:
+                trips = self.round_trip_seconds.setdefault(message.frm, Histogram())
+                trips.observe(self.now() - at)
         self.raft.step(message)
         self._kick()
 

@@ -20,6 +20,7 @@ from brain.store import TXN_OPERATIONS_MAX, Item
 from fleet import placement, unitfile
 from fleet.placement import Candidate, Placements
 from kernel.actor import handles
+from kernel.stats import Histogram
 
 from .brain_client import ALIVE, MACHINES, PLACES, STATES, UNITS, BrainActor
 from .raft_messages import LeaderChanged
@@ -49,6 +50,8 @@ class Scheduler(BrainActor):
         self._settled = False
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
+        self._moving: dict[str, float] = {}  # unit -> when its machine was found lost
+        self.recovery_seconds = Histogram()
         self.placements = 0
         self.reschedules: dict[str, int] = {}
 
@@ -66,14 +69,28 @@ class Scheduler(BrainActor):
         self._busy = False
         self._settled = False
         self._lost_at = {}
+        self._moving = {}
         self.unplaced = {}
         self.braking = False
         if not message.leading:
             return
         for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES):
-            self._pictures[prefix] = self.mirror(
-                prefix, lambda items: self._arm(), lambda key, item, prev: self._arm()
-            )
+            on_change = self._on_state if prefix == STATES else self._on_change
+            self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), on_change)
+
+    def _on_change(self, *_: Any) -> None:
+        self._arm()
+
+    def _on_state(self, key: bytes, item: Item | None, _: Item | None) -> None:
+        """A state: nothing to decide in it, unless it is the end of one or of a move."""
+        if item is None:
+            self._arm()
+            return
+        unit = key[len(STATES) :].decode().partition("/")[2]
+        if unit in self._moving:
+            state = json.loads(item.value)
+            if state["active"] == "active" and state["health"] != "failing":
+                self.recovery_seconds.observe(self.now() - self._moving.pop(unit))
 
     def _retry(self) -> None:
         if self.active and (self.unplaced or self._lost_at or not self._pictures):
@@ -191,8 +208,9 @@ class Scheduler(BrainActor):
                 unplaced[unit] = refusals or {"": "no machine is alive"}
                 continue
             steps.create_place(target, unit, view, places)
-            for _ in places:
+            for machine in places:
                 self._count("machine-lost")
+                self._moving.setdefault(unit, self._lost_at.get(machine, self.now()))
             view.state.place(unit, target)
             self.placements += 1
         self.unplaced = unplaced

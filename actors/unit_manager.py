@@ -20,6 +20,8 @@ logger = logging.getLogger("argosy.unit")
 
 #: Seconds between attempts to reach a shim that was lost.
 SHIM_RETRY_S = 1.0
+#: Seconds between health checks during HealthStartPeriod=, while the unit is not well yet.
+STARTING_PROBE_S = 0.1
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -512,12 +514,13 @@ class UnitManager(Actor):
         check = self.spec.health
         self._failures = 0 if well else self._failures + 1
         health = "passing" if well else "failing" if self._failures >= check.retries else self.health
-        starting = self.health == "failing" and self._failures < check.retries + 50
+        young = self._ports.clock.wall() - self._since < check.start_period
         self._health_detail = detail
         if health != self.health:
             self.health = health
             self._report()
-        pause = min(check.interval, 0.1) if not well and starting else check.interval
+        # a unit that is coming up is looked at often, so that it is announced as soon as it can be
+        pause = min(check.interval, STARTING_PROBE_S) if young and not well else check.interval
         self.after(pause, lambda: self._probe(round_))
 
     # -- reporting ---------------------------------------------------------------------------------

@@ -336,7 +336,7 @@ class Raft:
         """Take a committed configuration entry into use; returns the new configuration."""
         self.config = Config.load(decode(data))
         if self.role is Role.LEADER:
-            for peer in self.config.everyone - {self.id}:
+            for peer in sorted(self.config.everyone - {self.id}):
                 if peer not in self.progress:
                     self.progress[peer] = Progress(self.log.last_index + 1)
             for peer in set(self.progress) - self.config.everyone:

@@ -82,6 +82,18 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family("histogram", "argosy_raft_sync_seconds", "Time to make a batch durable.").add_histogram(
         sync.cumulative(), sync.sum
     )
+    appends = peer.append_seconds
+    yield Family(
+        "histogram", "argosy_raft_append_seconds", "From an append to its acknowledgement (leader only)."
+    ).add_histogram(appends.cumulative(), appends.sum)
+    trips = Family("histogram", "argosy_transport_round_trip_seconds", "Heartbeat and answer.", ("peer",))
+    etcd_trips = Family("histogram", "etcd_network_peer_round_trip_time_seconds", "Round trip time.", ("To",))
+    names = dict(raft.config.info)
+    for member, histogram in peer.round_trip_seconds.items():
+        trips.add_histogram(histogram.cumulative(), histogram.sum, names.get(member, (member,))[0])
+        etcd_trips.add_histogram(histogram.cumulative(), histogram.sum, member[:16])
+    yield trips
+    yield etcd_trips
     behind = Family(
         "gauge", "argosy_raft_follower_behind", "Entries a follower lacks (leader only).", ("peer",)
     )
@@ -199,6 +211,11 @@ def fleet_families(company: Company) -> Iterable[Family]:
         float(scheduler.braking)
     )
     yield Family("counter", "argosy_scheduler_placements", "Placements decided.").add(scheduler.placements)
+    recovery = scheduler.recovery_seconds
+    yield Family(
+        "histogram", "argosy_scheduler_recovery_seconds",
+        "From the end of a lost machine's lease to running and healthy elsewhere.",
+    ).add_histogram(recovery.cumulative(), recovery.sum)
     moved = Family("counter", "argosy_scheduler_reschedules", "Units moved, by reason.", ("reason",))
     for reason in ("machine-lost", "constraint"):
         moved.add(scheduler.reschedules.get(reason, 0), reason)
