@@ -508,6 +508,8 @@ class RaftPeer(Actor):
         for context in [c for c, (_, _, deadline) in self._reads.items() if deadline <= now]:
             _, fail, _ = self._reads.pop(context)
             fail(BrainError(NO_LEADER, "no quorum confirmed the read in time"))
+        if self._waiting_reads:  # nobody waits for those that were failed above
+            self._waiting_reads = [c for c in self._waiting_reads if c in self._reads]
 
     # -- log time and expiry -----------------------------------------------------------------------
 

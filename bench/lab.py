@@ -1,0 +1,116 @@
+"""What the benchmarks share: how long to run, and clusters that start when first needed."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from . import wrk
+from .hosts import ArgosyCluster
+from .peers import EtcdCluster
+
+#: Debian packages of the programs that rows need.
+PACKAGES = {"etcd": "etcd-server", "wrk": "wrk"}
+
+
+class MissingError(Exception):
+    """A program is not installed; the text says how to install it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much of each kind of work one run does."""
+
+    rounds: int  # interleaved turns of the load generator
+    load_s: float  # seconds of each turn
+    kills: int  # leaders killed, of each system
+    losses: int  # machines lost
+    handovers: int  # locks passed on
+    idle_s: float
+    messages: int  # told to one actor
+    actors: int
+    threads: int  # thread actors of the peer
+    actor_runs: int
+    shims: int
+
+
+FULL = Effort(5, 8.0, 5, 5, 100, 20.0, 200_000, 20_000, 2_000, 5, 20)
+QUICK = Effort(5, 1.0, 3, 2, 40, 6.0, 50_000, 5_000, 500, 5, 8)
+
+
+class Lab:
+    """Closes what it started, whatever happens."""
+
+    def __init__(self, effort: Effort, say: Callable[[str], None]) -> None:
+        self.effort = effort
+        self.say = say
+        self._stack = ExitStack()
+        self._argosy: ArgosyCluster | None = None
+        self._etcd: EtcdCluster | None = None
+        self.folder = Path()
+
+    def __enter__(self) -> Lab:
+        self.folder = Path(tempfile.mkdtemp(prefix="argosy-bench-"))
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @staticmethod
+    def need(*programs: str) -> None:
+        """Raise :class:`MissingError` unless all of them are installed."""
+        missing = [PACKAGES.get(name, name) for name in programs if shutil.which(name) is None]
+        if missing:
+            raise MissingError(f"as root: apt-get install {' '.join(missing)}")
+
+    @property
+    def argosy(self) -> ArgosyCluster:
+        """Three hosts that run, with the keys that reads ask for."""
+        if self._argosy is None:
+            self.say("starting three Argosy hosts")
+            cluster = ArgosyCluster(self.folder / "argosy")
+            self._stack.callback(cluster.stop)
+            cluster.start()
+            self._argosy = cluster
+            self._fill(cluster.url(cluster.leader()))
+        return self._argosy
+
+    @property
+    def etcd(self) -> EtcdCluster:
+        """Three etcd members that run, with the same keys."""
+        self.need("etcd")
+        if self._etcd is None:
+            self.say("starting three etcd members")
+            cluster = EtcdCluster(self.folder / "etcd")
+            self._stack.callback(cluster.stop)
+            cluster.start()
+            self._etcd = cluster
+            leader = cluster.leader()
+            assert leader is not None
+            self._fill(cluster.url(leader))
+        return self._etcd
+
+    def _fill(self, url: str) -> None:
+        """Put every key once, so that no read misses; also warms the path up."""
+        if shutil.which("wrk") is not None:
+            wrk.run(url, "fill.lua", 8, 2.0)
+
+
+def median(values: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest value that at least this share of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
