@@ -29,6 +29,8 @@ logger = logging.getLogger("argosy.machine")
 LEASE_S = 4.0
 #: Seconds between keepalives.
 KEEP_ALIVE_S = 0.5
+#: Keepalives that may be under way.
+KEEP_ALIVES_MAX = 4
 #: Shares of the lease after which shims stop, then kill, what the machine may not run any more;
 #: what is left covers clocks that differ in rate.
 STOP_SHARE, KILL_SHARE = 0.7, 0.9
@@ -70,7 +72,7 @@ class Machine(BrainActor):
         self._lease_until = 0.0
         self._looked = False  # whether an earlier life's lease was looked for
         self._acquiring = False
-        self._keeping = False
+        self._keeping = 0  # keepalives under way: one may hang on a leader that is gone
         self.units: dict[str, Ref] = {}
         self._placements: dict[str, Placement] = {}
         self._states: dict[str, dict[str, Any]] = {}
@@ -112,17 +114,17 @@ class Machine(BrainActor):
         now = self.now()
         if self.lease_held and now >= self._lease_until:
             self._lose_lease("it could not be renewed in time")
-        if self._keeping or self._acquiring:
+        if self._keeping >= KEEP_ALIVES_MAX or self._acquiring:
             return
         if not self.lease:
             if self._looked and self._picture.ready:
                 self._acquire()
             return
-        self._keeping = True
+        self._keeping += 1
         lease = self.lease
 
         def kept(answer: Any, error: BaseException | None) -> None:
-            self._keeping = False
+            self._keeping -= 1
             if error is not None or lease != self.lease:
                 return
             if answer.get(str(lease)):
@@ -173,6 +175,8 @@ class Machine(BrainActor):
 
     def _renewed(self, sent: float) -> None:
         """The lease is good for its whole time from when the request was sent."""
+        if self.lease_held and sent + LEASE_S <= self._lease_until:
+            return  # a later one was answered first
         self._lease_until = sent + LEASE_S
         passed = self.now() - sent
         if passed >= LEASE_S * STOP_SHARE:

@@ -14,7 +14,7 @@ from cli import local
 from cli.session import Session
 
 from .ports import free_offset
-from .waiting import die_with_parent, until
+from .waiting import bound, until
 
 MACHINES = 3
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,13 +35,13 @@ class ArgosyCluster:
         with open(self.folder / "bench-up.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "cli.main", "up", "--machines", str(MACHINES), "--no-default",
+                    *bound("SIGTERM"), sys.executable, "-m", "cli.main", "up", "--machines", str(MACHINES), "--no-default",
                     "--dir", str(self.folder), "--port-offset", str(self.offset),
                 ],
                 env={**kept, "PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+                stderr=log,
             )  # fmt: skip
-        until("the context of the cluster", lambda: (self.folder / "context.toml").exists())
+        until("the context of the cluster", (self.folder / "context.toml").exists)
         self.await_whole()
 
     def url(self, machine: int) -> str:

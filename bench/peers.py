@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .ports import free_ports
-from .waiting import die_with_parent, until
+from .waiting import bound, until
 
 MEMBERS = 3
 
@@ -47,7 +47,7 @@ class EtcdCluster:
         with open(self.folder / f"e{member}.log", "ab") as log:
             self._processes[member] = subprocess.Popen(
                 [
-                    program, "--name", f"e{member}", "--data-dir", str(self.folder / f"e{member}"),
+                    *bound("SIGKILL"), program, "--name", f"e{member}", "--data-dir", str(self.folder / f"e{member}"),
                     "--listen-client-urls", self.url(member), "--advertise-client-urls", self.url(member),
                     "--listen-peer-urls", self._peer_url(member),
                     "--initial-advertise-peer-urls", self._peer_url(member),
@@ -55,7 +55,6 @@ class EtcdCluster:
                 ],
                 env={"PATH": os.environ.get("PATH", ""), "ETCD_ENABLE_V2": "true", "HOME": str(self.folder)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )  # fmt: skip
 
     def _get(self, member: int, path: str) -> Any:
@@ -65,8 +64,11 @@ class EtcdCluster:
     def await_whole(self) -> None:
         """Wait until every member says that it is healthy and a leader is known."""
         for member in range(MEMBERS):
-            until(f"etcd member {member}", lambda m=member: self._get(m, "/health")["health"] == "true")
+            until(f"etcd member {member}", partial(self._is_healthy, member))
         until("etcd's leader", lambda: self.leader() is not None)
+
+    def _is_healthy(self, member: int) -> bool:
+        return bool(self._get(member, "/health")["health"] == "true")
 
     def leader(self) -> int | None:
         """Which member leads; None if none says so."""

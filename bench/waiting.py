@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import shutil
 import time
 from collections.abc import Callable
 from http.client import HTTPException
@@ -14,8 +14,6 @@ from transport.router import RemoteError
 T = TypeVar("T")
 #: Seconds that anything but the measured work may take.
 PATIENCE_S = 60.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 class OverdueError(Exception):
@@ -39,6 +37,6 @@ def until(what: str, condition: Callable[[], T], seconds: float = PATIENCE_S, lo
         time.sleep(look_s)
 
 
-def die_with_parent(number: int) -> None:
-    """For a child before it executes: get this signal when the benchmark ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, number)
+def bound(signal_name: str) -> list[str]:
+    """What comes before a command that shall get this signal when the benchmark ends."""
+    return ["setpriv", "--pdeathsig", signal_name, "--"] if shutil.which("setpriv") else []

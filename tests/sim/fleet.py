@@ -195,9 +195,10 @@ def _disturb(fleet: Fleet) -> None:
     elif kind == "bounce":  # unloaded and started again before the first copy can have ended
         unit = draw.choice(sorted(fleet.wanted))
         world.note(f"bounce {unit}")
-        fleet.command("unit.unload", units=[unit], no_block=True)
-        for _ in range(3):
-            world.call_later(draw.random() * 0.2, lambda: fleet.command("unit.start", units=[unit], no_block=True))
+        at = 0.0
+        for verb in ("unit.unload", "unit.start") * 4:
+            world.call_later(at, lambda verb=verb: fleet.command(verb, units=[unit], no_block=True))  # type: ignore[misc]
+            at += draw.random() * 0.1
     elif kind == "workload" and machine.alive:
         shims = sorted(machine.place.shims)  # type: ignore[attr-defined]
         if shims:
