@@ -13,7 +13,7 @@ from .hosts import ROOT
 from .lab import Lab, median
 from .ports import free_ports
 from .table import Row
-from .waiting import until
+from .waiting import bound, until
 from .wrk import Load
 
 PEER = "etcd"
@@ -105,8 +105,9 @@ def _bare_server(answer: bytes) -> Iterator[str]:
     """A process that answers every GET with the same bytes and does nothing else."""
     port = free_ports(1)[0]
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.ceiling", str(port)], stdin=subprocess.PIPE, cwd=ROOT
-    )
+        [*bound("SIGKILL"), sys.executable, "-m", "bench.ceiling", str(port)],
+        stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:

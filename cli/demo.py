@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.panel import Panel
 
 from . import local, show
-from .main import _await_cluster, _detach
+from .local_commands import await_cluster, detach_watcher
 from .session import Session
 
 MACHINES = 3
@@ -176,8 +176,8 @@ def run(folder: Path, offset: int, once: bool) -> int:
         local.make_default(folder)
         for home in local.homes(folder):
             (home / "off").unlink(missing_ok=True)
-        _detach(folder)
-        _await_cluster(session, MACHINES)
+        detach_watcher(folder)
+        await_cluster(session, MACHINES)
         with Stage(session) as stage:
             _play(stage, session, folder, offset)
     except (DemoFailed, local.LocalError) as error:

@@ -259,25 +259,49 @@ def test_a_child_that_ends_is_forgotten_by_its_parent(sim: Simulated) -> None:
     assert not sim.mailbox(parent).children
 
 
+class Stillborn(Recorder):
+    """Its constructor fails, late."""
+
+    def __init__(self, log: list[Any]) -> None:
+        super().__init__(log)
+        raise TypeError("stillborn")
+
+
 class Ambitious(Actor):
     """Tries to spawn a child that cannot be constructed."""
 
     def on_receive(self, message: Any) -> Any:
         """Spawn and return the reason it failed."""
         try:
-            self.system.spawn(Hooked, name="child", parent=self)  # the constructor needs more
+            self.system.spawn(Stillborn, *message, name="child", parent=self)
         except TypeError as error:
             return str(error)
         return None
 
 
-def test_a_spawn_that_fails_leaves_nothing_behind(sim: Simulated) -> None:
+@pytest.mark.parametrize("arguments", [(), ([],)], ids=["before the base's constructor", "after it"])
+def test_a_spawn_that_fails_leaves_nothing_behind(sim: Simulated, arguments: tuple[Any, ...]) -> None:
     """The caller gets the constructor's error; the name is free and the parent has no ghost."""
     ref = sim.system.spawn(Ambitious, name="a")
-    assert "log" in ref.ask("go", timeout=1)
+    assert ref.ask(arguments, timeout=1)
     assert sim.system.find("child") is None
     assert not sim.mailbox(ref).children
     assert sim.system.spawn(Hooked, [], name="child").is_alive()
+    ref.kill()
+    sim.world.run(1)
+    assert sim.mailbox(ref).restarts == 1
+
+
+def test_an_actor_that_has_failed_does_nothing_more_in_that_life(sim: Simulated) -> None:
+    """Two kills at once are one failure: the second meets a life that is over."""
+    log: list[Any] = []
+    ref = sim.system.spawn(Hooked, log, name="a")
+    sim.settle()
+    ref.kill()
+    ref.kill()
+    sim.world.run(1)
+    assert log == ["start", Killed.__name__, "start"]
+    assert sim.mailbox(ref).restarts == 1
 
 
 def test_names_are_unique_while_their_actor_lives(sim: Simulated) -> None:

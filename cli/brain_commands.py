@@ -1,0 +1,271 @@
+"""Commands about keys, the reboot lock, and actors."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import show
+from .options import as_json_option, group_option, pass_session, watch_option
+from .render import HttpKeys, SourceError, render
+from .session import FAILED, UNREACHABLE, USAGE, Session, die, follow, print_json
+
+
+@click.group()
+def kv() -> None:
+    """Keys of the brain."""
+
+
+@kv.command("get")
+@click.argument("key")
+@click.option("--local", "stale", is_flag=True, help="From this host's copy, perhaps stale.")
+@as_json_option
+@pass_session
+def kv_get(session: Session, key: str, stale: bool, as_json: bool) -> None:
+    """The value of a key; exit 1 if there is none."""
+    if session.is_http:
+        _http_get(session, key)
+        return
+    item = session.ask("kv.get", key=key, local=stale)
+    if item is None:
+        die(f"no key {key}", FAILED)
+    print_json(item) if as_json else click.echo(item["value"])
+
+
+def _http_get(session: Session, key: str) -> None:
+    try:
+        values = HttpKeys(session.endpoint).list(key)[1]
+    except SourceError as error:
+        die(f"{session.endpoint}: {error}", UNREACHABLE)
+    if key not in values:
+        die(f"no key {key}", FAILED)
+    click.echo(values[key])
+
+
+@kv.command("put")
+@click.argument("key")
+@click.argument("value")
+@click.option("--ttl", type=click.FloatRange(0.1, 1e9), help="Seconds after which it vanishes.")
+@as_json_option
+@pass_session
+def kv_put(session: Session, key: str, value: str, ttl: float | None, as_json: bool) -> None:
+    """Write a key."""
+    answer = session.ask("kv.put", key=key, value=value, ttl=ttl)
+    if as_json:
+        print_json(answer)
+
+
+@kv.command("del")
+@click.argument("key")
+@click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
+@as_json_option
+@pass_session
+def kv_del(session: Session, key: str, prefix: bool, as_json: bool) -> None:
+    """Delete keys; exit 1 if there was none."""
+    answer = session.ask("kv.del", key=key, prefix=prefix)
+    print_json(answer) if as_json else click.echo(answer["deleted"])
+    if not answer["deleted"]:
+        raise SystemExit(FAILED)
+
+
+@kv.command("ls")
+@click.argument("prefix", default="/")
+@as_json_option
+@pass_session
+def kv_ls(session: Session, prefix: str, as_json: bool) -> None:
+    """Keys that start with PREFIX."""
+    items = session.ask("kv.ls", key=prefix)["items"]
+    print_json(items) if as_json else show.table(items, show.KEY_COLUMNS)
+
+
+@kv.command("watch")
+@click.argument("key")
+@click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
+@click.option("--revision", default=0, help="From this revision on.")
+@click.option("--count", default=0, help="End after so many events.")
+@as_json_option
+@pass_session
+def kv_watch(
+    session: Session, key: str, prefix: bool, revision: int, count: int, as_json: bool
+) -> None:
+    """Changes of keys as they happen."""
+    import json
+
+    seen = 0
+    while True:
+        answer = session.ask("kv.watch", 30.0, key=key, prefix=prefix, revision=revision, wait=20.0)
+        revision = answer["revision"] + 1
+        for event in answer["events"]:
+            if as_json:
+                click.echo(json.dumps(event, default=str))
+            else:
+                click.echo(f"{event['type'].upper()} {event['key']} {event['value'] or ''}".rstrip())
+            seen += 1
+            if count and seen >= count:
+                return
+        sys.stdout.flush()
+
+
+@kv.command("render")
+@click.argument("template", type=click.Path(exists=True, dir_okay=False))
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option("--check", default="", help="Command that must accept the new file; {} is its name.")
+@click.option("--exec", "execute", default="", help="Command to run after the file changed.")
+@click.option("--once", is_flag=True, help="Write the file and end.")
+@click.option("--splay", default=0.0, help="Seconds to collect changes.")
+@pass_session
+def kv_render(
+    session: Session, template: str, out: str, check: str, execute: str, once: bool, splay: float
+) -> None:
+    """Keep a file in line with keys (Jinja2: ls(prefix), get(key), names(prefix))."""
+    for text in (check, execute):
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            die(f"{text!r} is not a command line: {error}", USAGE)
+    raise SystemExit(render(session, Path(template), Path(out), check, execute, once, splay))
+
+
+# -- locks and actors ------------------------------------------------------------------------------
+
+
+@click.group()
+def lock() -> None:
+    """The reboot lock."""
+
+
+@lock.command("status")
+@group_option
+@as_json_option
+@watch_option
+@pass_session
+def lock_status(session: Session, group: str, as_json: bool, again: bool) -> None:
+    """Who holds it, who waits."""
+
+    def once() -> None:
+        rows = session.ask("lock.status", group=group)
+        if as_json:
+            print_json(rows)
+            return
+        for row in rows:
+            click.echo(f"{row['group']}: {row['available']} of {row['max']} available")
+            for holder in row["holders"]:
+                late = "  OVERDUE" if holder["overdue"] else ""
+                click.echo(f"  held by {holder['machine']} for {show.age(holder['since_s'])} "
+                           f"(token {holder['token']}) {holder['reason']}{late}")  # fmt: skip
+            for position, name in enumerate(row["queue"], 1):
+                click.echo(f"  {position}. in the queue: {name}")
+
+    follow(once, again)
+
+
+@lock.command("acquire")
+@click.argument("machine", default="")
+@group_option
+@click.option("--reason", default="")
+@click.option("--wait", default=0.0, help="Seconds to wait in the queue.")
+@as_json_option
+@pass_session
+def lock_acquire(
+    session: Session, machine: str, group: str, reason: str, wait: float, as_json: bool
+) -> None:
+    """Take the lock for MACHINE (this host by default); exit 1 if it is not free."""
+    import socket
+
+    who = machine or socket.gethostname()
+    answer = session.ask("lock.acquire", wait + 10, group=group, machine=who, reason=reason, wait=wait)
+    if as_json:
+        print_json(answer)
+    elif answer["granted"]:
+        click.echo(f"granted, token {answer['token']}")
+    else:
+        die(f"held by {', '.join(answer.get('holders', []))}", FAILED)
+    if not answer["granted"]:
+        raise SystemExit(FAILED)
+
+
+@lock.command("release")
+@click.argument("machine", default="")
+@group_option
+@click.option("--token", default=0, help="The token of the grant.")
+@click.option("--force", is_flag=True, help="Without the token.")
+@as_json_option
+@pass_session
+def lock_release(
+    session: Session, machine: str, group: str, token: int, force: bool, as_json: bool
+) -> None:
+    """Give the lock back."""
+    import socket
+
+    who = machine or socket.gethostname()
+    answer = session.ask("lock.release", group=group, machine=who, token=token, force=force)
+    print_json(answer) if as_json else click.echo("released" if answer["released"] else "was not held")
+
+
+@lock.command("set-max")
+@click.argument("count", type=int)
+@group_option
+@as_json_option
+@pass_session
+def lock_set_max(session: Session, count: int, group: str, as_json: bool) -> None:
+    """How many may hold it at once; 0 pauses."""
+    answer = session.ask("lock.set-max", group=group, max=count)
+    print_json(answer) if as_json else click.echo(f"Old-Max: {answer['old_max']}\nMax: {answer['max']}")
+
+
+@click.group()
+def actor() -> None:
+    """The actors of all hosts."""
+
+
+@actor.command("list")
+@as_json_option
+@watch_option
+@pass_session
+def actor_list(session: Session, as_json: bool, again: bool) -> None:
+    """Path, class, mailbox, messages handled, restarts."""
+
+    def once() -> None:
+        rows = session.ask("actor.list")
+        print_json(rows) if as_json else show.table(rows, show.ACTOR_COLUMNS)
+
+    follow(once, again)
+
+
+def _message(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        die(f"the message is not JSON: {error}", USAGE)
+
+
+@actor.command("tell")
+@click.argument("path")
+@click.argument("message")
+@pass_session
+def actor_tell(session: Session, path: str, message: str) -> None:
+    """Send {"type": NAME, ...} to an actor."""
+    session.ask("actor.tell", path=path, message=_message(message))
+
+
+@actor.command("ask")
+@click.argument("path")
+@click.argument("message")
+@pass_session
+def actor_ask(session: Session, path: str, message: str) -> None:
+    """Send {"type": NAME, ...} to an actor and print its answer."""
+    print_json(session.ask("actor.ask", path=path, message=_message(message)))
+
+
+@actor.command("kill")
+@click.argument("path")
+@pass_session
+def actor_kill(session: Session, path: str) -> None:
+    """Crash an actor; its supervisor restarts it."""
+    session.ask("actor.kill", path=path)

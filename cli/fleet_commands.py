@@ -1,0 +1,264 @@
+"""Commands about members, machines and units."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import show
+from .options import as_json_option, pass_session, watch_option
+from .session import FAILED, USAGE, Session, die, follow, print_json
+
+
+@click.group()
+def cluster() -> None:
+    """The members of the brain."""
+
+
+@cluster.command("status")
+@as_json_option
+@watch_option
+@pass_session
+def cluster_status(session: Session, as_json: bool, again: bool) -> None:
+    """Members, leader, term, commit, quorum margin."""
+
+    def once() -> None:
+        status = session.ask("cluster.status")
+        if as_json:
+            print_json(status)
+            return
+        margin = status["quorum_margin"]
+        words = f"tolerates {margin} more" if margin >= 0 else "NO QUORUM"
+        click.echo(
+            f"cluster {status['name'][:8]}  leader {status['leader'] or '-'}  term {status['term']}  "
+            f"commit {status['commit_index']}  revision {status['revision']}  {words}"
+        )
+        show.table(show.with_short(status["members"], "id"), show.MEMBER_COLUMNS)
+
+    follow(once, again)
+
+
+@cluster.command("token")
+@click.option("--role", default="voter", type=click.Choice(["voter", "agent"]), show_default=True)
+@click.option("--ttl", default=3600, show_default=True, help="Seconds it is good for.")
+@as_json_option
+@pass_session
+def cluster_token(session: Session, role: str, ttl: int, as_json: bool) -> None:
+    """A token with which one host may join."""
+    answer = session.ask("cluster.token", role=role, ttl_s=ttl)
+    print_json(answer) if as_json else click.echo(answer["token"])
+
+
+@click.group()
+def machine() -> None:
+    """The machines of the fleet."""
+
+
+@machine.command("list")
+@as_json_option
+@watch_option
+@pass_session
+def machine_list(session: Session, as_json: bool, again: bool) -> None:
+    """All machines that ever registered."""
+
+    def once() -> None:
+        rows = session.ask("machine.list")
+        print_json(rows) if as_json else show.table(show.with_short(rows, "id"), show.MACHINE_COLUMNS)
+
+    follow(once, again)
+
+
+@machine.command("show")
+@click.argument("name")
+@as_json_option
+@pass_session
+def machine_show(session: Session, name: str, as_json: bool) -> None:
+    """One machine, by name, id or unique prefix."""
+    _fields(session.ask("machine.show", machine=name), as_json)
+
+
+@machine.command("remove")
+@click.argument("name")
+@pass_session
+def machine_remove(session: Session, name: str) -> None:
+    """Take a lost machine out of the cluster for good."""
+    session.ask("machine.remove", machine=name)
+
+
+def _fields(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(record)
+        return
+    width = max(map(len, record))
+    for key, value in record.items():
+        click.echo(f"{key.rjust(width)}: {show.cell(value)}")
+
+
+# -- units -----------------------------------------------------------------------------------------
+
+
+@click.group()
+def unit() -> None:
+    """Units: submit, start, look, stop."""
+
+
+@unit.command("submit")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--replace", is_flag=True, help="Take the new content of a unit that is known.")
+@as_json_option
+@pass_session
+def unit_submit(session: Session, files: tuple[str, ...], replace: bool, as_json: bool) -> None:
+    """Check unit files and store them in the cluster."""
+    answer = session.ask("unit.submit", files=[_read(f) for f in files], replace=replace)
+    for warning in answer["warnings"]:
+        click.echo(f"argosy: {warning}", err=True)
+    if as_json:
+        print_json(answer["units"])
+    else:
+        for row in answer["units"]:
+            click.echo(f"{row['unit']}: {row['change']}")
+
+
+def _read(path: str) -> dict[str, str]:
+    try:
+        return {"name": Path(path).name, "content": Path(path).read_text(), "path": path}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        die(f"{path}: {reason}", USAGE)
+
+
+def _unit_verb(name: str, help_: str, blocks: bool = True) -> None:
+    @unit.command(name, help=help_)
+    @click.argument("units", nargs=-1, required=True)
+    @click.option("--no-block", is_flag=True, help="Do not wait until it is so.")
+    @as_json_option
+    @pass_session
+    def verb(session: Session, units: tuple[str, ...], no_block: bool, as_json: bool) -> None:
+        known = list(units)
+        for position, text in enumerate(known):
+            if os.sep in text and Path(text).is_file():  # fleetctl starts files, too
+                session.ask("unit.submit", files=[_read(text)], replace=False)
+                known[position] = Path(text).name
+        answer = session.ask(
+            f"unit.{name}", session.timeout + 5, units=known, no_block=no_block, within=session.timeout
+        )
+        if as_json:
+            print_json(answer)
+        elif isinstance(answer, list):
+            show.table(show.with_age(answer), show.UNIT_COLUMNS)
+
+    del blocks, verb
+
+
+for _name, _help in (
+    ("start", "Place units and run them; waits until they run and are healthy."),
+    ("stop", "Stop units; they stay placed."),
+    ("load", "Place units without starting them."),
+    ("unload", "Stop units and take them off their machines."),
+    ("destroy", "Stop units and forget them."),
+    ("restart", "Stop and start units where they are."),
+):
+    _unit_verb(_name, _help)
+
+
+@unit.command("list")
+@as_json_option
+@watch_option
+@pass_session
+def unit_list(session: Session, as_json: bool, again: bool) -> None:
+    """Units and where they run."""
+
+    def once() -> None:
+        rows = session.ask("unit.list")
+        print_json(rows) if as_json else show.table(show.with_age(rows), show.UNIT_COLUMNS)
+
+    follow(once, again)
+
+
+@unit.command("files")
+@as_json_option
+@pass_session
+def unit_files(session: Session, as_json: bool) -> None:
+    """Unit files the cluster knows."""
+    rows = session.ask("unit.files")
+    print_json(rows) if as_json else show.table(show.with_short(rows, "hash"), show.FILE_COLUMNS)
+
+
+@unit.command("cat")
+@click.argument("name")
+@pass_session
+def unit_cat(session: Session, name: str) -> None:
+    """A unit's file, byte for byte."""
+    click.echo(session.ask("unit.cat", unit=name), nl=False)
+
+
+@unit.command("status")
+@click.argument("name")
+@as_json_option
+@pass_session
+def unit_status(session: Session, name: str, as_json: bool) -> None:
+    """A unit, why it is so, and its last log lines."""
+    status = session.ask("unit.status", unit=name)
+    if as_json:
+        print_json(status["rows"])
+    else:
+        show.table(show.with_age(status["rows"]), show.UNIT_COLUMNS)
+        click.echo(f"why: {status['why']['reason']}")
+        for line in status["log"]:
+            click.echo(_log_line(line))
+    if not any(row["active"] == "active" for row in status["rows"]):
+        raise SystemExit(FAILED)
+
+
+@unit.command("why")
+@click.argument("name")
+@as_json_option
+@pass_session
+def unit_why(session: Session, name: str, as_json: bool) -> None:
+    """Why a unit is where it is, or is nowhere."""
+    answer = session.ask("unit.why", unit=name)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{answer['unit']}: {answer['reason']}")
+    for name_, text in sorted(answer["machines"].items()):
+        click.echo(f"  {name_}: {text}")
+
+
+@unit.command("logs")
+@click.argument("name")
+@click.option("--follow", "-f", "following", is_flag=True, help="Go on as lines come.")
+@click.option("--lines", "-n", default=10, show_default=True)
+@click.option("--machine", default="", help="Of a unit that runs on several.")
+@as_json_option
+@pass_session
+def unit_logs(
+    session: Session, name: str, following: bool, lines: int, machine: str, as_json: bool
+) -> None:
+    """What a unit printed."""
+    args: dict[str, Any] = {"unit": name, "lines": lines, "machine": machine}
+    answer = session.ask("unit.logs", **args)
+    if as_json:
+        print_json([_log_record(line) for line in answer["lines"]])
+        return
+    while True:
+        for line in answer["lines"]:
+            click.echo(_log_line(line))
+        if not following:
+            return
+        time.sleep(0.2)
+        answer = session.ask("unit.logs", **args, after=answer["position"])
+
+
+def _log_record(line: str) -> dict[str, Any]:
+    stamp, _, text = line.partition(" ")
+    return {"time": float(stamp), "text": text}
+
+
+def _log_line(line: str) -> str:
+    record = _log_record(line)
+    return str(time.strftime("%b %d %H:%M:%S ", time.localtime(record["time"])) + record["text"])
