@@ -18,6 +18,7 @@ from typing import Any
 from brain import snapshot, tree  # noqa: F401 - the tree registers its commands with the store
 from brain.codec import decode, encode
 from brain.journal import Journal
+from brain.leases import LeaseKeeper, LogClock
 from brain.raft import (
     Config,
     HardState,
@@ -77,8 +78,6 @@ PAUSE_S = 0.5
 COMMAND_BYTES_MAX = 8 * 1024 * 1024
 #: Commands that may wait for their outcome on one peer.
 PENDING_MAX = 50_000
-#: Wall clock and log time may differ by this much (ms) before a new leader distrusts its clock.
-CLOCK_STEP_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +148,13 @@ class RaftPeer(Actor):
         self._hub = WatchHub()
         self._watches: dict[int, Watch] = {}
         self._next_watch = 1
-        self._lease_deadlines: dict[int, float] = {}
-        self._revoking: set[int] = set()
+        self._leases = LeaseKeeper()
+        self._log_clock = LogClock()
         self._expiring = False
         self._incoming: tuple[int, int, bytearray] | None = None
         self._install_next: Callable[[], None] | None = None
         self._sending_snapshots: set[tuple[str, int]] = set()  # (peer, term of our leadership)
         self._last_tick = 0.0
-        self._log_base = (0, 0.0)  # log time in ms at a local monotonic time
         self._published: tuple[str, int] | None = None
         # for metrics
         self.sync_seconds = Histogram()
@@ -201,7 +199,6 @@ class RaftPeer(Actor):
                 if self.raft.role is Role.FOLLOWER:
                     self.raft.tick()
         self._last_tick = self.now()
-        self._log_base = (self.store.log_time_ms, 0.0)
         self.every(self._settings.tick_s, self._tick)
         self._connect()
         self.actor_inbox.suspended = False
@@ -221,8 +218,7 @@ class RaftPeer(Actor):
         gap = now - self._last_tick
         self._last_tick = now
         if gap > PAUSE_S:  # this process stood still: leases did not pass meanwhile
-            for lease in self._lease_deadlines:
-                self._lease_deadlines[lease] += gap
+            self._leases.forgive(gap)
         self.raft.tick()
         if self.raft.role is Role.LEADER:
             self._expire()
@@ -355,7 +351,7 @@ class RaftPeer(Actor):
             self._reached(index)
         self.proposals["applied"] += len(ready.committed)
         if self.raft.role is not Role.LEADER:
-            self._log_base = (self.store.log_time_ms, self.now())
+            self._log_clock.seen(self.store.log_time_ms, self.now())
         if events:
             self._notify(events)
         self._maybe_snapshot()
@@ -514,14 +510,9 @@ class RaftPeer(Actor):
     # -- log time and expiry -----------------------------------------------------------------------
 
     def _log_now_ms(self) -> int:
-        """Log time for a new entry: never back, and not thrown by a leader's wrong clock."""
-        base, at = self._log_base
-        wall = int(self._ports.clock.wall() * 1000)
-        if at:
-            estimate = base + int((self.now() - at) * 1000)
-            if abs(wall - estimate) > CLOCK_STEP_MS:
-                return max(estimate, self.store.log_time_ms)
-        return max(wall, self.store.log_time_ms)
+        """Log time for a new entry."""
+        wall_ms = int(self._ports.clock.wall() * 1000)
+        return self._log_clock.now_ms(self.store.log_time_ms, wall_ms, self.now())
 
     def log_time_ms(self) -> int:
         """The log's time as this peer believes; what a TTL is measured against."""
@@ -530,29 +521,20 @@ class RaftPeer(Actor):
     def _arm_lease(self, lease: int) -> None:
         held = self.store.leases.get(lease)
         if held is not None:
-            self._lease_deadlines[lease] = self.now() + held.ttl_ms / 1000
+            self._leases.arm(lease, held.ttl_ms, self.now())
 
     def _expire(self) -> None:
         """The leader alone ends leases and TTLs, by entries in the log."""
-        now = self.now()
-        due = [
-            lease for lease, deadline in self._lease_deadlines.items()
-            if deadline <= now and lease not in self._revoking
-        ]  # fmt: skip
+        due = self._leases.due(self.now())
         if due:
-            self._revoking.update(due)
-            self._propose_own(["lease_revoke", sorted(due)], lambda: self._revoked(due))
+            self._propose_own(
+                ["lease_revoke", due], lambda: self._leases.settled(due, self.store.leases)
+            )
         if not self._expiring:
             first = self.store.next_expiry_ms()
             if first and first <= self._log_now_ms():
                 self._expiring = True
                 self._propose_own(["expire"], self._expired)
-
-    def _revoked(self, leases: list[int]) -> None:
-        for lease in leases:
-            self._revoking.discard(lease)
-            if lease not in self.store.leases:
-                self._lease_deadlines.pop(lease, None)
 
     def _expired(self) -> None:
         self._expiring = False
@@ -585,7 +567,7 @@ class RaftPeer(Actor):
             answer: dict[str, int] = {}
             for lease in message.leases:
                 held = self.store.leases.get(lease)
-                if held is None or lease in self._revoking:
+                if held is None or self._leases.is_ending(lease):
                     answer[str(lease)] = 0
                 else:
                     answer[str(lease)] = held.ttl_ms
@@ -945,11 +927,11 @@ class RaftPeer(Actor):
             self.leader_changes += 1
         self._published = now
         leading = raft.role is Role.LEADER
-        self._revoking.clear()
         self._expiring = False
-        self._lease_deadlines.clear()
-        if leading:  # every lease gets its whole time from a new leader
-            for lease in self.store.leases:
-                self._arm_lease(lease)
+        if leading:
+            held = ((lease, entry.ttl_ms) for lease, entry in self.store.leases.items())
+            self._leases.lead(held, self.now())
+        else:
+            self._leases.stand_down()
         self.system.publish(LeaderChanged(raft.leader, raft.term, leading))
         self._send_proposals()

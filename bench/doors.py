@@ -7,6 +7,8 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 from . import wrk
 from .hosts import ROOT
@@ -126,13 +128,23 @@ def _bare_server(answer: bytes) -> Iterator[str]:
         process.wait(10)
 
 
+def _raw_answer(host: str, path: str) -> bytes:
+    """What a server answers to a client that stays connected, byte by byte."""
+    connection = HTTPConnection(urlsplit(host).netloc, timeout=5)
+    try:
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        head = "".join(f"{name}: {value}\r\n" for name, value in reply.getheaders())
+        return f"HTTP/1.1 {reply.status} {reply.reason}\r\n{head}\r\n".encode() + reply.read()
+    finally:
+        connection.close()
+
+
 def ceiling(lab: Lab) -> list[Row]:
     """The same GET from a bare uvloop and httptools server: as fast as Python goes."""
     lab.need("wrk")
     host = lab.argosy.url(lab.argosy.leader())
-    with urllib.request.urlopen(f"{host}/v2/keys/bench/000001", timeout=5) as reply:
-        head = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
-        answer = f"HTTP/1.1 200 OK\r\n{head}\r\n".encode() + reply.read()
+    answer = _raw_answer(host, "/v2/keys/bench/000001")
     with _bare_server(answer) as bare:
         loads = take_turns(lab, {"argosy": host, "bare": bare}, "get.lua", 64)
     row = compare("v2 GET, c=64, against a bare uvloop + httptools server", loads, "bare", None)

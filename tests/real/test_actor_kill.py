@@ -24,7 +24,9 @@ def picture(cluster: Cluster) -> Iterator[demo.Client]:
     client = demo.Client(demo._lb_ports(session))
     client.start()
     try:
-        wait_until("six servers behind the balancers", lambda: len(client.served_by) == len(demo.APIS))
+        for port in client.ports:
+            seen: set[str] = set()
+            wait_until("six servers", lambda: len(seen.add(demo.fetch(port)["unit"]) or seen) == len(demo.APIS))
         yield client
     finally:
         client.stop()
