@@ -63,13 +63,17 @@ class Mirror:
             revision, found = answer
             self._follow(attempt, revision, dict(found))
 
-        self._owner.ask_then(self._owner.raft_ref, Range(self.prefix, self._end), 5.0, listed)
+        # linearizable: a peer that has just restarted holds an old store until it has heard from the
+        # leader, and an old picture would take units for not placed here, or placed here still
+        request = Range(self.prefix, self._end, linearizable=True)
+        self._owner.ask_then(self._owner.raft_ref, request, 6.0, listed)
 
     def _later(self, attempt: int) -> None:
         self._owner.after(RETRY_S, lambda: self.sync() if attempt == self._attempt else None)
 
     def _follow(self, attempt: int, revision: int, found: dict[bytes, Item]) -> None:
         def watching(answer: Any, error: BaseException | None) -> None:
+            early = self._owner.watch_known(answer.watch if error is None else 0)
             if attempt != self._attempt:
                 if isinstance(answer, Watching):
                     self._owner.raft_ref.offer(Unwatch(answer.watch))
@@ -81,8 +85,10 @@ class Mirror:
             self._owner.mirrors[answer.watch] = self
             self.items, self.revision, self.ready = found, revision, True
             self._on_reset(found)
+            self.take(early)
 
         start = Watch(self.prefix, self._end, revision + 1, self._owner.actor_ref)
+        self._owner.watches_starting += 1
         self._owner.ask_then(self._owner.raft_ref, start, 5.0, watching)
 
     def take(self, events: list[Event]) -> None:
@@ -107,6 +113,8 @@ class BrainActor(Actor):
         self.raft_ref = raft_ref
         self.mirrors: dict[int, Mirror] = {}
         self._all_mirrors: list[Mirror] = []
+        self.watches_starting = 0
+        self._early: dict[int, list[Event]] = {}  # by watches whose number is not known here yet
 
     def propose(
         self, command: list[Any], then: Then | None = None, timeout: float = 5.0, term: int = 0
@@ -134,19 +142,32 @@ class BrainActor(Actor):
         self._all_mirrors = []
         self.mirrors = {}
 
+    def watch_known(self, watch: int) -> list[Event]:
+        """A watch has its number (0: it could not be had); the events that came before the number."""
+        self.watches_starting -= 1
+        early = self._early.pop(watch, [])
+        if not self.watches_starting:
+            for unknown in self._early:
+                self.raft_ref.offer(Unwatch(unknown))
+            self._early = {}
+        return early
+
     @handles(BrainUp)
     def _on_brain_up(self, _: BrainUp) -> None:
         self.mirrors = {}
+        self._early = {}
         for mirror in self._all_mirrors:
             mirror.sync()
 
     @handles(Watched)
     def _on_watched(self, message: Watched) -> None:
         mirror = self.mirrors.get(message.watch)
-        if mirror is None:
-            self.raft_ref.offer(Unwatch(message.watch))
-        else:
+        if mirror is not None:
             mirror.take(message.events)
+        elif self.watches_starting:  # what a watch has to catch up with comes before its number
+            self._early.setdefault(message.watch, []).extend(message.events)
+        else:
+            self.raft_ref.offer(Unwatch(message.watch))
 
 
 def is_refusal(error: BaseException | None, code: str) -> bool:

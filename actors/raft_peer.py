@@ -174,6 +174,7 @@ class RaftPeer(Actor):
         self.actor_inbox.suspended = True
         inbox = self.actor_inbox
         incarnation = inbox.incarnation
+        self._next_watch += incarnation << 32  # an Unwatch meant for an earlier life finds nothing
 
         def settled(error: DiskError | None) -> None:
             if inbox.incarnation == incarnation:

@@ -207,7 +207,7 @@ class Service:
         """A process of ours has ended."""
         if main and self._main_ended(how):
             return self._after_main(how)
-        if not main and step == f"{self.sub.value}.{self._step}":
+        if not main and self.sub in _LISTS and step == f"{self.sub.value}.{self._step}":
             return self._after_step(how)
         return []
 

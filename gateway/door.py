@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.raft_messages import (
     BrainError,
+    BrainUp,
     Propose,
     Query,
     Status,
@@ -24,7 +25,7 @@ from actors.raft_messages import (
 from brain import tree
 from brain.store import OWN_PREFIX, Event, Store, StoreError
 from brain.tree import TreeError
-from kernel.actor import Actor
+from kernel.actor import Actor, handles
 from metrics.exporter import CONTENT_TYPE, Exporter
 
 from . import v2
@@ -60,9 +61,11 @@ class Gateway(Actor):
         self._task: Any = None
         self.server = HttpServer(self._dispatch)
         self.requests: dict[str, int] = {}
+        self.watches: set[_WatchRequest] = set()
 
     def on_start(self) -> None:
         """Open the doors."""
+        self.system.subscribe(BrainUp, self.actor_ref)
         self._task = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -86,6 +89,12 @@ class Gateway(Actor):
     def on_failure(self, *_: Any) -> None:
         """The next life opens them again."""
         self.on_stop()
+
+    @handles(BrainUp)
+    def _on_brain_up(self, _: BrainUp) -> None:
+        """The peer lives anew and knows no watch: those that are open go on where they were."""
+        for watch in list(self.watches):
+            watch.renew()
 
     # -- dispatch ------------------------------------------------------------------------
 
@@ -283,14 +292,32 @@ class _WatchRequest:
         self._recursive = recursive
         self._stream = stream
         self._index = index
+        self._next = index  # the first revision that was not looked at; 0: from now on
         self._watch = 0
         self._early: list[Event] = []
         self._open = False
 
     def start(self) -> None:
-        low, end = v2.watch_range(self._keys.path, self._recursive)
         self._request.on_close = self._close
-        self._door.ask(Watch(low, end, self._index, self), self._watching)
+        self._ask(self._watching)
+
+    def _ask(self, then: Callable[[Any, BaseException | None], None]) -> None:
+        low, end = v2.watch_range(self._keys.path, self._recursive)
+        self._door.ask(Watch(low, end, self._next, self), then)
+
+    def renew(self) -> None:
+        """Watch again, from where the watch that is gone had come to."""
+
+        def renewed(answer: Any, error: BaseException | None) -> None:
+            if self._request.done:
+                return
+            if error is not None:  # what happened meanwhile is not known any more: the client looks anew
+                self._request.end()
+                self._close()
+            else:
+                self._watch = answer.watch
+
+        self._ask(renewed)
 
     def offer(self, message: Watched) -> bool:
         """The brain delivers; False ends the watch."""
@@ -311,8 +338,10 @@ class _WatchRequest:
         assert isinstance(answer, Watching)
         self._watch = answer.watch
         applied, term, _ = self._door.raft_position()
+        self._next = self._next or answer.revision + 1
         self._request.begin(self._door.headers(answer.revision, (applied, term)))
         self._open = True
+        self._door.watches.add(self)
         if self._early and not self._send(self._early):
             self._close()
 
@@ -333,6 +362,7 @@ class _WatchRequest:
     def _send(self, events: list[Event]) -> bool:
         _, _, now_ms = self._door.raft_position()
         for event in events:
+            self._next = event.revision + 1
             for shown in v2.watch_events(event, self._keys.path, self._recursive, now_ms):
                 if not self._request.chunk(v2.dumps(shown)):
                     return False
@@ -343,5 +373,6 @@ class _WatchRequest:
         return True
 
     def _close(self) -> None:
+        self._door.watches.discard(self)
         if self._watch:
             self._door._raft.offer(Unwatch(self._watch))  # noqa: SLF001

@@ -947,8 +947,8 @@ def test_9_6_a_leader_that_is_cut_off_is_replaced_and_its_writes_with_it() -> No
 
 
 def appends(core: Raft, peer: str) -> list[Message]:
-    """Drive, and give the append messages to one peer."""
-    return [m for m in drive(core).kinds(Kind.APPEND) if m.to == peer]
+    """Drive, and give the append messages with entries to one peer."""
+    return [m for m in drive(core).kinds(Kind.APPEND) if m.to == peer and m.entries]
 
 
 def test_flow_a_new_leader_probes_each_follower_with_one_message() -> None:

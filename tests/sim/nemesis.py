@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from actors.raft_messages import ChangeConfig, TransferLeadership
+from actors.raft_messages import TransferLeadership
 
 if TYPE_CHECKING:
     from .cluster import SimCluster

@@ -277,13 +277,6 @@ def test_what_a_client_tells_says_who_it_is_from_too(two: Two, sender: str) -> N
     assert all(isinstance(message, FromClient) for message in control)
 
 
-def test_a_machine_is_no_client_whatever_its_name(two: Two) -> None:
-    """Only the net decides who is a client; a machine may be called client-room-3."""
-    two.two.router.receive("client-room-3", encode([0, "echo", pack("x")]))
-    two.world.run(1)
-    assert two.log == ["x"]
-
-
 BAD_FRAMES: dict[str, bytes] = {
     "garbage": b"\xff\x00",
     "nothing": b"",
