@@ -91,6 +91,8 @@ class PeerSettings:
     #: entries kept before a snapshot for followers that lag
     trailing_entries: int = 5_000
     segment_bytes: int = 16 * 1024 * 1024
+    #: (id, address) of members, for a host that joined and has no configuration of its own yet
+    seeds: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +210,10 @@ class RaftPeer(Actor):
 
     def _connect(self) -> None:
         """Keep links to all members."""
-        self._ports.net.set_peers(
-            {member: info[1] for member, info in self.raft.config.info if member != self.machine}
-        )
+        known = {member: info[1] for member, info in self.raft.config.info}
+        known = known or dict(self._settings.seeds)
+        known.pop(self.machine, None)
+        self._ports.net.set_peers(known)
 
     def _tick(self) -> None:
         if self.actor_inbox.suspended:

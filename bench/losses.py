@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -31,26 +30,28 @@ HealthTimeout=2s
 
 
 def lost(lab: Lab) -> list[Row]:
-    """The machine with most units, a few times; what is measured ends with the last unit healthy."""
+    """In turn a follower's machine and the leader's, whose loss also costs an election."""
     cluster = lab.argosy
     units = [f"server@{n}" for n in range(1, UNITS + 1)]
     content = _SERVER.format(python=sys.executable, program=ROOT / "bench" / "server.py")
     file = {"name": "server@.service", "content": content, "path": "server@.service"}
     cluster.ask("unit.submit", files=[file], replace=True)
-    cluster.ask("unit.start", None, 70.0, units=units, within=60.0)
-    taken: list[float] = []
-    moved: list[int] = []
-    for _ in range(lab.effort.losses):
-        seconds, count = _lose_one(lab)
-        taken.append(seconds)
-        moved.append(count)
+    taken: dict[str, list[float]] = {"follower": [], "leader": []}
+    for turn in range(lab.effort.losses):
+        cluster.await_whole()
+        cluster.ask("unit.start", None, 70.0, units=units, within=60.0)  # spread over all machines
+        kind = "leader" if turn % 2 else "follower"
+        taken[kind].append(_lose_one(lab, (cluster.leader() + (kind == "follower")) % MACHINES))
+        cluster.ask("unit.unload", None, 70.0, units=units, within=60.0)
     cluster.ask("unit.destroy", None, 70.0, units=units, within=60.0)
+    both = taken["follower"] + taken["leader"]
+    parts = ", ".join(f"a {kind}'s {median(times):.2f} s" for kind, times in taken.items() if times)
     return [
         Row(
             "machine lost -> its units healthy elsewhere",
-            f"p50 {median(taken):.2f} s, max {max(taken):.2f} s ({min(moved)}-{max(moved)} units)",
+            f"p50 {median(both):.2f} s, max {max(both):.2f} s ({parts})",
             "SwarmKit 8-16 s, Nomad 10-30 s (published)", "-", f"p99 <= {_GOAL_S:g} s",
-            max(taken) <= _GOAL_S, data={"seconds": taken, "units": moved},
+            max(both) <= _GOAL_S, data={"seconds": taken},
         )
     ]  # fmt: skip
 
@@ -65,13 +66,13 @@ def _all_healthy(lab: Lab) -> list[dict[str, Any]]:
     return rows if all(map(_healthy, rows)) else []
 
 
-def _lose_one(lab: Lab) -> tuple[float, int]:
+def _lose_one(lab: Lab, victim: int) -> float:
+    """Power off, wait for its units elsewhere, power on; seconds of the first two."""
     cluster = lab.argosy
-    cluster.await_whole()
     rows = until("all units healthy", partial(_all_healthy, lab))
-    (name, count), *_ = Counter(row["machine"] for row in rows).most_common()
-    victim = int(name[1:]) - 1
+    name = f"m{victim + 1}"
     gone = {row["unit"] for row in rows if row["machine"] == name}
+    assert gone, f"{name} has no unit"
     session = cluster.session((victim + 1) % MACHINES)
     session.try_ask("unit.list", 5.0)
 
@@ -86,4 +87,4 @@ def _lose_one(lab: Lab) -> tuple[float, int]:
     session.client().close()
     cluster.boot(victim)
     cluster.await_whole()
-    return taken, count
+    return taken

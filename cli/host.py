@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from actors.company import Company, boot, founding_snapshot
 from actors.control import Authority, Command
 from actors.machine import Identity
 from actors.raft_messages import ChangeConfig, TransferLeadership
+from actors.raft_peer import PeerSettings
 from gateway import observe
 from gateway.door import Gateway
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
@@ -55,12 +56,13 @@ class Membership:
     cluster: str
     secure: bool
     wants_vote: bool = False
+    seeds: dict[str, str] = field(default_factory=dict)  # members known when it joined
 
     def save(self, folder: Path) -> None:
         """Keep it."""
         record = {
             "machine": self.machine, "cluster": self.cluster, "secure": self.secure,
-            "wants_vote": self.wants_vote,
+            "wants_vote": self.wants_vote, "seeds": self.seeds,
         }  # fmt: skip
         tls.write_private(folder / "host.json", json.dumps(record).encode())
 
@@ -195,7 +197,8 @@ def join_cluster(config: HostConfig, folder: Path) -> Membership:
     except (UnreachableError, RemoteError) as error:
         raise HostError(f"--join: {error}") from None
     tls.save(identity_dir, tls.Identity(authority, welcome["certificate"], key))
-    membership = Membership(machine, welcome["cluster"], True, config.role == "voter")
+    votes = config.role == "voter" and welcome["role"] == "voter"
+    membership = Membership(machine, welcome["cluster"], True, votes, welcome["members"])
     membership.save(folder)
     return membership
 
@@ -261,6 +264,7 @@ class Host:
         self.company = boot(
             identity, membership.cluster, ports, dispatcher, PoolDispatcher(config.name),
             authority_of(self.folder), self._end,
+            PeerSettings(seeds=tuple(membership.seeds.items())),
         )  # fmt: skip
         self.net.on_link(self.company.router.link_changed)
         await self._open_doors(doors)

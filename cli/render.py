@@ -28,6 +28,8 @@ from .session import Session
 
 #: Seconds one long poll lasts, and a pause after a failure.
 POLL_S, RETRY_S = 20.0, 0.3
+#: Seconds for which an older state than the one seen is taken for a host that is still reading its log.
+OLDER_S_MAX = 10.0
 
 
 class SourceError(Exception):
@@ -121,6 +123,7 @@ class Renderer:
         self._template = loader.from_string(template.read_text())
         self._values: dict[str, dict[str, str]] = {}
         self.revision = 0
+        self._older_since = 0.0
 
     def text(self) -> str:
         """Render from what the brain says now."""
@@ -145,9 +148,20 @@ class Renderer:
             return listed(key).get(key, default)
 
         text = self._template.render(ls=ls, get=get, names=lambda p: [i["name"] for i in ls(p)])
+        self._refuse_older(min(lowest, default=0))
         self._values = seen
         self.revision = min(lowest, default=0)
         return text
+
+    def _refuse_older(self, revision: int) -> None:
+        """A host that has just been started again answers with the past for a moment."""
+        if revision >= self.revision:
+            self._older_since = 0.0
+            return
+        now = time.monotonic()
+        self._older_since = self._older_since or now
+        if now - self._older_since < OLDER_S_MAX:
+            raise SourceError(f"the host is at revision {revision}, {self.revision} was seen before")
 
     def update(self, check: str, execute: str) -> bool:
         """Write the file if its text changed; whether it did.  Raises ``SourceError``."""

@@ -338,7 +338,7 @@ class _WatchRequest:
         assert isinstance(answer, Watching)
         self._watch = answer.watch
         applied, term, _ = self._door.raft_position()
-        self._next = self._next or answer.revision + 1
+        self._next = max(self._next, answer.revision + 1)
         self._request.begin(self._door.headers(answer.revision, (applied, term)))
         self._open = True
         self._door.watches.add(self)
@@ -362,7 +362,7 @@ class _WatchRequest:
     def _send(self, events: list[Event]) -> bool:
         _, _, now_ms = self._door.raft_position()
         for event in events:
-            self._next = event.revision + 1
+            self._next = max(self._next, event.revision + 1)
             for shown in v2.watch_events(event, self._keys.path, self._recursive, now_ms):
                 if not self._request.chunk(v2.dumps(shown)):
                     return False

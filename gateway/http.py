@@ -130,9 +130,11 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._refuse(400, "upgrades are not supported here")
         except httptools.HttpParserError as error:
-            self._refuse(400, f"not HTTP/1.1: {error}")
-        except _TooLarge as error:
-            self._refuse(error.status, str(error))
+            limit = error.__context__  # what a callback of ours raised
+            if isinstance(limit, _TooLarge):
+                self._refuse(limit.status, str(limit))
+            else:
+                self._refuse(400, f"not HTTP/1.1: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)

@@ -163,12 +163,12 @@ def transport_families(company: Company, net: Any) -> Iterable[Family]:
     yield Family("counter", "argosy_transport_dead_letters", "Frames for actors that are not here.").add(
         router.dead_letters
     )
-    yield _round_trips(company, net)
+    yield _tcp_round_trips(company, net)
 
 
-def _round_trips(company: Company, net: Any) -> Family:
+def _tcp_round_trips(company: Company, net: Any) -> Family:
     """What the kernel measures on each outgoing link that is up (``TCP_INFO``)."""
-    out = Family("gauge", "argosy_transport_round_trip_seconds", "Smoothed TCP round trip.", ("peer", "lane"))
+    out = Family("gauge", "argosy_transport_tcp_round_trip_seconds", "As TCP sees it.", ("peer", "lane"))
     peer: Any = company.raft._mailbox.actor  # noqa: SLF001 - read only, at scrape
     info = dict(peer.raft.config.info) if getattr(peer, "raft", None) is not None else {}
     for (machine, lane), far in net._peers.items():  # noqa: SLF001

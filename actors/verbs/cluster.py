@@ -160,9 +160,19 @@ def _join(control: Control, args: dict[str, Any]) -> Promise:
                 promise.fail(trouble)
                 return
             control.propose(["delete", TOKENS + ident.encode()])
+            control.ask_then(control.raft_ref, Status(), 6.0, welcome)
+
+        def welcome(status: Any, trouble: BaseException | None) -> None:
+            if trouble is not None:
+                promise.fail(trouble)
+                return
+            members = {m: address for m, (_, address, _) in status["info"].items() if m != machine}
             promise.reply(
-                {"certificate": certificate, "cluster": control.cluster, "role": record["role"]}
-            )
+                {
+                    "certificate": certificate, "cluster": control.cluster, "role": record["role"],
+                    "members": members,
+                }
+            )  # fmt: skip
 
         control.ask_then(control.raft_ref, change, 6.0, added)
 

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ENDPOINT = os.environ["ARGOSY_ENDPOINT"]
@@ -28,7 +29,7 @@ def follow() -> None:
             answer, index = fetch(KEY, 5)
             database["address"] = answer["node"]["value"]
             fetch(f"{KEY}?wait=true&waitIndex={index + 1}", 60)
-        except (OSError, ValueError, KeyError):
+        except (OSError, HTTPException, ValueError, KeyError):
             time.sleep(0.2)
 
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ..real.cluster import Cluster, Writer, port_offset, wait_until
-from .prometheus import Prometheus, QueryError, Vector, running, until
+from .prometheus import Prometheus, QueryError, running, until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "argosy.json"
@@ -32,6 +32,8 @@ VARIABLES = {
     "$__rate_interval": "10s", "$__interval": "1s", "$__range": "1m", "$cluster": "test",
     "$instance": ".*", "${datasource}": "prometheus",
 }  # fmt: skip
+#: Says something only once a unit was moved from a lost machine.
+AFTER_A_LOSS = "argosy_scheduler_recovery_seconds_bucket"
 #: The comparison that ends a line of a rule's expression.
 COMPARISON = re.compile(r"\s*(?:==|!=|>=|<=|>|<)\s*-?[0-9.e]+$", re.IGNORECASE)
 NAME = re.compile(r"\b((?:argosy|etcd|process)_[a-z0-9_]+|up)\b(?:\{([^}]*)\})?")
@@ -257,7 +259,8 @@ def test_every_query_of_the_dashboard_finds_data(watched: Watched) -> None:
     """Each panel shows something on a cluster that works; a comparison may select nothing."""
     queries = {}
     for query in _dashboard_queries():
-        queries[query] = COMPARISON.sub("", _filled(query))
+        if AFTER_A_LOSS not in query:
+            queries[query] = COMPARISON.sub("", _filled(query))
     assert len(queries) > 60
     assert not _await_data(watched.prometheus, queries)
     chosen = [_filled(q) for q in _dashboard_queries() if q.endswith("== 1")]
@@ -285,24 +288,36 @@ def test_every_metric_and_label_in_the_files_exists(watched: Watched) -> None:
     assert not missing
 
 
-def _active(prometheus: Prometheus) -> Vector:
-    return prometheus.query("ALERTS")
+def _alerts(prometheus: Prometheus, state: str) -> set[str]:
+    return {a["metric"]["alertname"] for a in prometheus.query(f'ALERTS{{alertstate=~"{state}"}}')}
 
 
 def test_a_healthy_cluster_raises_no_alert(watched: Watched) -> None:
-    """None fires, none is about to."""
+    """None fires, and none is about to for long (one scrape may be late on a busy machine)."""
     wait_until("the rules' own series", lambda: len(watched.prometheus.query("up")) == 3, DATA_S)
-    assert not [alert["metric"] for alert in _active(watched.prometheus)]
+
+    def calm() -> bool:
+        firing = _alerts(watched.prometheus, "firing")
+        assert not firing, firing
+        return not _alerts(watched.prometheus, "pending")
+
+    wait_until("no alert that is about to fire", calm, DATA_S)
 
 
-def test_a_lost_machine_raises_the_alerts_that_say_so(watched: Watched) -> None:
-    """Host down and quorum margin lost; last, because the machine stays off."""
-    watched.cluster.local("kill", "m3")
+def test_a_lost_machine_shows(watched: Watched) -> None:
+    """Alerts say so, and its unit's way to another machine is timed; last, because it stays off."""
+    cluster, prometheus = watched.cluster, watched.prometheus
+    leader = cluster.leader()
+    victim = next(row["machine"] for row in cluster.units() if row["machine"] != leader)
+    cluster.local("kill", victim)
     wanted = {"ArgosyHostDown", "ArgosyQuorumMarginLost"}
 
     def raised() -> bool:
-        return wanted <= {alert["metric"]["alertname"] for alert in _active(watched.prometheus)}
+        return wanted <= _alerts(prometheus, "pending|firing")
 
     wait_until("alerts about the lost machine", raised, DATA_S)
     margin = _bare(next(r["expr"] for r in _alert_rules() if r["alert"] == "ArgosyQuorumMarginLost"))[0]
-    assert watched.prometheus.numbers(margin) == [0.0]
+    assert prometheus.numbers(margin) == [0.0]
+    queries = {q: _filled(q) for q in _dashboard_queries() if AFTER_A_LOSS in q}
+    assert queries
+    assert not _await_data(prometheus, queries)

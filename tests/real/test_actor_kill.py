@@ -24,13 +24,15 @@ def picture(cluster: Cluster) -> Iterator[demo.Client]:
     client = demo.Client(demo._lb_ports(session))
     client.start()
     try:
-        for port in client.ports:
-            seen: set[str] = set()
-            wait_until("six servers", lambda: len(seen.add(demo.fetch(port)["unit"]) or seen) == len(demo.APIS))
+        wait_until("six servers behind each balancer", lambda: all(_has_all(port) for port in client.ports))
         yield client
     finally:
         client.stop()
         session.client().close()
+
+
+def _has_all(port: int) -> bool:
+    return len({demo.fetch(port)["unit"] for _ in range(2 * len(demo.APIS))}) == len(demo.APIS)
 
 
 def _actors(cluster: Cluster) -> dict[str, dict[str, Any]]:
@@ -71,6 +73,15 @@ def _serves(cluster: Cluster, client: demo.Client, pids: dict[str, Any]) -> None
     assert announced == {f"/services/api/{n}" for n in range(1, 7)} | {"/services/lb/1", "/services/lb/2"}
 
 
+def _change_database(cluster: Cluster, client: demo.Client, address: str) -> None:
+    """The API servers follow a key by long polls, which must have outlived the kill."""
+    cluster.ask("kv.put", key="/config/db", value=address)
+    wait_until(
+        "the changed key on every page",
+        lambda: all(demo.fetch(port)["database"] == address for port in client.ports for _ in demo.APIS), 10,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", OWN_ACTORS)
 def test_own_actor_is_killed_on_every_machine(
     cluster: Cluster, picture: demo.Client, name: str
@@ -89,6 +100,7 @@ def test_own_actor_is_killed_on_every_machine(
         assert cluster.http(number, "GET", "/v2/keys/after?quorum=true").json()["node"]["value"] == value
     granted = cluster.ask("lock.acquire", machine="m1", group=name)
     cluster.ask("lock.release", machine="m1", group=name, token=granted["token"])
+    _change_database(cluster, picture, f"after-{name}.example")
     cluster.start("api@9")  # placing, starting and announcing go on
     cluster.destroy("api@9")
 

@@ -23,7 +23,7 @@ from brain.raft import Config, Message, Raft, Role
 from brain.snapshot import Meta
 from brain.store import Store
 from kernel.actor import Killed, Ref
-from kernel.ports import Ports
+from kernel.ports import DiskError, Ports
 from kernel.sim import SimDispatcher, SimMachine, World
 from kernel.system import System
 from transport.router import Router
@@ -160,7 +160,8 @@ class SimCluster:
         for name in self.names:
             machine = SimMachine(self.world, name, self._boot)
             if self.options.stepwise_disk:
-                machine.disk = StepwiseDisk(machine)
+                rng = random.Random(f"disk {size} {seed} {name}")
+                machine.disk = StepwiseDisk(machine, rng, self.options.disk_errors)
             machine.disk.install(snapshot.file_name(0), first)
         self._clients = [Client(self, number) for number in range(1, self.options.clients + 1)]
         self._nemesis = Nemesis(self)
@@ -172,8 +173,10 @@ class SimCluster:
         dispatcher = SimDispatcher(machine)
 
         def fatal(error: BaseException) -> None:
-            machine.failure = error
-            self.watchtower.accuse(f"{machine.name} gives up: {error}")
+            if isinstance(error, DiskError):  # the right answer to a disk that fails
+                self._nemesis.ends(machine.name)
+            else:
+                self.watchtower.accuse(f"{machine.name} gives up: {error}")
 
         def failed(error: BaseException) -> None:
             self.watchtower.accuse(f"the peer on {machine.name} failed: {error!r}")

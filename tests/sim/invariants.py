@@ -465,28 +465,29 @@ class Watcher:
         self.path = f"watcher-{machine}"
         self.machine = machine
         self.last = 0  # newest revision seen; 0 before the first
+        self._asked = 0
 
-    def offer(self, message: Any) -> bool:
-        """From the machine's system and from its peer, in the peer's own turn."""
-        if isinstance(message, BrainUp):
-            self._watch()
-        elif isinstance(message, Watched):
-            self._take(message.events)
-        return True
-
-    def _watch(self) -> None:
+    def offer(self, message: BrainUp) -> bool:
+        """The peer is up, or its state is another: watches end and must be made again."""
         ref = self._cluster.peer_ref(self.machine)
         assert ref is not None
+        self._asked += 1
         start = self.last + 1 if self.last else 0
-        ref.ask(Watch(b"", b"", start, self), block=False).on_done(self._answered)
+        number = self._asked
+        watch = Watch(b"", b"", start, _Subscription(self, number))
+        ref.ask(watch, block=False).on_done(lambda future: self._answered(number, future))
+        return True
 
-    def _answered(self, future: Any) -> None:
+    def _answered(self, number: int, future: Any) -> None:
         if future.error is not None:
             self._cluster.watchtower.accuse(f"the watch on {self.machine} ends: {future.error!r}")
-        elif not self.last:
+        elif number == self._asked and not self.last:
             self.last = future.value.revision
 
-    def _take(self, events: list[Event]) -> None:
+    def take(self, number: int, events: list[Event]) -> None:
+        """Events of a watch, in the peer's turn; those of an older watch may still come."""
+        if number != self._asked:
+            return
         tower = self._cluster.watchtower
         for event in events:
             if self.last and event.revision != self.last + 1:
@@ -495,6 +496,18 @@ class Watcher:
                 )
             self.last = event.revision
             tower.watched.append((self.machine, event))
+
+
+class _Subscription:
+    """One watch of a watcher."""
+
+    def __init__(self, watcher: Watcher, number: int) -> None:
+        self._watcher = watcher
+        self._number = number
+
+    def offer(self, message: Watched) -> bool:
+        self._watcher.take(self._number, message.events)
+        return True
 
 
 # -- at the end ---------------------------------------------------------------------------------------

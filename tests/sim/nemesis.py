@@ -30,13 +30,18 @@ class Nemesis:
     def stop(self) -> None:
         """No more faults."""
         self._stopped = True
-        self._strikes.clear()
+        self._strikes = [strike for strike in self._strikes if strike[0] <= self._world.steps]
 
     def on_step(self) -> None:
         """Called after every step: a power cut need not wait until a machine is idle."""
         if self._strikes and self._world.steps >= self._strikes[0][0]:
             _, name, power = self._strikes.pop(0)
             self._take_down(name, power)
+
+    def ends(self, name: str) -> None:
+        """The host process on this machine says that it cannot go on; it is started again."""
+        self._world.note(f"{name} cannot go on")
+        self._strikes.insert(0, (self._world.steps, name, False))
 
     def _later(self, kind: str) -> None:
         mean = self._cluster.options.moments[kind]

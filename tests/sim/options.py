@@ -42,6 +42,8 @@ class Options:
     chunk_bytes: int = 256 * 1024
     #: whether a power cut may come between any two operations of a disk
     stepwise_disk: bool = False
+    #: part of the batches of a stepwise disk that fail
+    disk_errors: float = 0.0
     #: whether a minority stays broken while the others must already make progress
     minority_stays_broken: bool = False
 
@@ -110,6 +112,7 @@ def draw(seed: int, size: int) -> Options:
         faults=faults,
         peer=peer,
         chunk_bytes=rng.choice([700, 5_000, 256 * 1024]),
-        stepwise_disk=rng.random() < 0.5,
+        stepwise_disk=rng.random() < 0.6,
+        disk_errors=maybe(0.25, 0.002, 0.02),
         minority_stays_broken=rng.random() < 0.5 and "member" not in moments,
     )

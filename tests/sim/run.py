@@ -80,7 +80,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.sim.run", description="Run the brain in the simulator."
     )
-    parser.add_argument("--size", type=int, default=3, choices=[1, 3, 5], help="machines")
+    parser.add_argument("--size", type=int, default=3, choices=[3, 5], help="machines")
     parser.add_argument("--seeds", type=_seeds, default=range(100), help="FIRST:END, END not run")
     parser.add_argument("--seed", type=int, help="run this one seed and print its whole report")
     parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="run a planted bug")
