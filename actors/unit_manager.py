@@ -553,6 +553,8 @@ class UnitManager(Actor):
         return out
 
     def _report(self) -> None:
+        if self.service is not None and self.service.main_running and not self._main_pid:
+            return  # its process was asked for; the shim's answer is what is true
         announce: dict[str, str] = {}
         spec = self.spec
         up = self.service is not None and self.service.sub in (Sub.RUNNING, Sub.RELOAD)

@@ -42,7 +42,7 @@ class Effort:
 
 
 FULL = Effort(5, 8.0, 5, 5, 100, 20.0, 200_000, 20_000, 2_000, 5, 20)
-QUICK = Effort(5, 1.0, 3, 2, 40, 6.0, 50_000, 5_000, 500, 5, 8)
+QUICK = Effort(5, 2.0, 5, 2, 40, 6.0, 50_000, 5_000, 500, 5, 8)
 
 
 class Lab:
@@ -103,7 +103,10 @@ class Lab:
     def _fill(self, url: str) -> None:
         """Put every key once, so that no read misses; also warms the path up."""
         if shutil.which("wrk") is not None:
-            wrk.run(url, "fill.lua", 8, 2.0)
+            for seconds in (2.0, 10.0):  # more on a machine that is busy
+                if wrk.run(url, "fill.lua", 8, seconds).requests >= wrk.KEYS:
+                    return
+            raise wrk.WrkError("the keys could not be put within 12 s")
 
 
 def median(values: list[float]) -> float:

@@ -19,6 +19,8 @@ from transport.router import RemoteError
 from .local import default_context
 
 FAILED, USAGE, UNREACHABLE, TIMED_OUT = 1, 2, 3, 4
+#: Seconds of a command's time that are kept to find out why there was no answer.
+STATUS_S = 1.0
 #: Refusals by their code; every other one is plain failure.
 STATUS_OF = {
     "bad_request": USAGE, "unit_file": USAGE, "lock_group": USAGE, "lock_max": USAGE,
@@ -76,14 +78,24 @@ class Session:
         """Carry out a verb, or end with a sentence and the right status."""
         if self.is_http:
             die(f"{self.endpoint} is an HTTP door, which serves keys only; give a transport endpoint", USAGE)
+        wait = timeout if timeout is not None else self.timeout
         try:
-            return self.try_ask(verb, timeout, **args)
+            return self.try_ask(verb, wait - min(STATUS_S, wait / 5), **args)
         except RemoteError as error:
             die(str(error), STATUS_OF.get(error.code, FAILED))
         except ClientTimeout as error:
+            if self._lacks_leader(min(STATUS_S, wait / 5)):
+                die("no leader: the cluster has no quorum, or is electing one", UNREACHABLE)
             die(str(error), TIMED_OUT)
         except UnreachableError as error:
             die(f"the cluster is not reachable: {error}", UNREACHABLE)
+
+    def _lacks_leader(self, seconds: float) -> bool:
+        """Whether the host that did not answer in time says that it knows no leader."""
+        try:
+            return not self.client().ask(Command("raft.status", {}), seconds)["leader"]
+        except (RemoteError, ClientTimeout, UnreachableError):
+            return False
 
     def try_ask(self, verb: str, timeout: float | None = None, **args: Any) -> Any:
         """Carry out a verb; raises what went wrong."""

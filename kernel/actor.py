@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pykka
-from pykka import ActorDeadError, ActorRegistry
+from pykka import ActorDeadError, ActorRegistry, messages
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop as ActorStop
 
@@ -30,6 +30,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _urn_numbers = itertools.count(1)
 _urn_prefix = uuid.uuid4().urn[:-12]  # unique to this process; the number makes it an actor's
+
+#: What Pykka itself sends; everything else is for ``on_receive`` or a handler.
+_PYKKAS_OWN = frozenset((ActorStop, messages.ProxyCall, messages.ProxyGetAttr, messages.ProxySetAttr))
 
 #: Messages one mailbox may hold unless the class says otherwise.
 MAILBOX_MESSAGES_MAX = 100_000
@@ -121,9 +124,17 @@ class Ref(pykka.ActorRef[Any]):
     def tell(self, message: Any) -> None:
         """Send without an answer; raises ``ActorDeadError`` if the actor has ended."""
         mailbox = self._mailbox
-        if mailbox.closed or self.actor_stopped.is_set():
+        if mailbox.closed:
             raise ActorDeadError(f"{self} not found")
-        mailbox.push(message)
+        queue = mailbox.user
+        if len(queue) >= mailbox.limit:
+            mailbox.push(message)
+            return
+        queue.append(message)  # as Mailbox.push does; a call less where it counts
+        if not mailbox.scheduled:
+            mailbox.schedule()
+        elif mailbox.closed:
+            mailbox.bury_all()
 
     def offer(self, message: Any) -> bool:
         """Send without an answer; False, and a dead letter, if the actor has ended."""
@@ -271,10 +282,13 @@ class Actor(pykka.Actor):
 
     def deliver(self, message: Any) -> Any:
         """Hand one message to its handler; what it returns answers an ask."""
-        handler = self._handlers.get(type(message))
+        kind = type(message)
+        handler = self._handlers.get(kind)
         if handler is not None:
             return handler(self, message)
-        return self._handle_receive(message)
+        if kind in _PYKKAS_OWN:
+            return self._handle_receive(message)
+        return self.on_receive(message)
 
     @property
     def actor_ref(self) -> Ref:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -18,12 +19,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .mailbox import Mailbox
 
+logger = logging.getLogger("argosy.actor")
+
 #: Messages one mailbox may handle before others get their turn.
 MAILBOX_BUDGET = 64
 #: Mailbox runs in one turn of the event loop before I/O gets its turn.
 RUNS_PER_TURN_MAX = 128
 #: Threads one pool may grow to.
 POOL_THREADS_MAX = 64
+
+
+def run_safely(mailbox: Mailbox) -> None:
+    """Run a mailbox; a fault of the kernel itself must not end everybody's thread."""
+    try:
+        mailbox.run(MAILBOX_BUDGET)
+    except Exception:
+        logger.exception("running mailbox %s failed", mailbox.path)
 
 
 class Cancellable(Protocol):
@@ -89,7 +100,7 @@ class LoopDispatcher:
                 mailbox = ready.popleft()
             except IndexError:
                 break
-            mailbox.run(MAILBOX_BUDGET)
+            run_safely(mailbox)
         self._armed = False
         if ready and not self._armed:
             self._armed = True
@@ -162,6 +173,7 @@ class PoolDispatcher:
         with self._work:
             self._ready.append(mailbox)
             if self._idle:
+                self._idle -= 1  # spoken for, from this moment
                 self._work.notify()
                 return
             if self._threads >= self._threads_max or self._closed:
@@ -179,9 +191,8 @@ class PoolDispatcher:
                         return
                     self._idle += 1
                     self._work.wait()
-                    self._idle -= 1
                 mailbox = self._ready.popleft()
-            mailbox.run(MAILBOX_BUDGET)
+            run_safely(mailbox)
 
     def close(self) -> None:
         """Let idle threads end; what runs is finished first."""
@@ -218,7 +229,10 @@ class PoolDispatcher:
                     continue
                 timer = heapq.heappop(self._timers)[2]
             if not timer.cancelled:
-                timer.action()
+                try:
+                    timer.action()
+                except Exception:
+                    logger.exception("a timer failed")
 
     def spare(self, action: Callable[[], None]) -> None:
         """On a thread of its own."""

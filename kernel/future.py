@@ -7,6 +7,7 @@ run inside a handler on a shared dispatcher.
 
 from __future__ import annotations
 
+import logging
 import queue
 import sys
 import threading
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pykka._types import OptExcInfo
 
 T = TypeVar("T")
+
+logger = logging.getLogger("argosy.actor")
 
 _lock = threading.Lock()  # guards completion of every future: held for a few instructions
 _UNSET = _Unset()
@@ -129,7 +132,7 @@ class Future(pykka.Future[T], Generic[T]):
             event.set()
         if callbacks:
             for callback in callbacks:
-                callback(self)
+                self._call(callback)
 
     def on_done(self, callback: Callable[[Future[T]], None]) -> None:
         """Call ``callback(self)`` once, now if it is complete already."""
@@ -140,4 +143,11 @@ class Future(pykka.Future[T], Generic[T]):
                 else:
                     self._callbacks.append(callback)
                 return
-        callback(self)
+        self._call(callback)
+
+    def _call(self, callback: Callable[[Future[T]], None]) -> None:
+        """A callback's failure is its owner's, not of whoever completes the future."""
+        try:
+            callback(self)
+        except Exception:
+            logger.exception("a callback of the future for %r failed", self._target)

@@ -47,10 +47,11 @@ class Killed(Exception):
 class Promise:
     """Returned by a handler that will answer later; complete it exactly once."""
 
-    __slots__ = ("_envelope_future", "_outcome")
+    __slots__ = ("_envelope_future", "_outcome", "_owner")
 
     def __init__(self) -> None:
         self._envelope_future: Any = None
+        self._owner: Mailbox | None = None
         self._outcome: tuple[Any, BaseException | None] | None = None
 
     @property
@@ -58,11 +59,16 @@ class Promise:
         """Whether it has been answered."""
         return self._outcome is not None
 
-    def bind(self, future: Any) -> None:
-        """Connect to the asker's future (None when the message was told, not asked)."""
+    def bind(self, future: Any, owner: Mailbox | None = None) -> None:
+        """Connect to the asker's future; ``owner`` is the mailbox whose life it depends on."""
         self._envelope_future = future
         if self._outcome is not None:
             self._settle()
+        elif owner is not None:
+            self._owner = owner
+            if owner.promises is None:
+                owner.promises = {}
+            owner.promises[self] = None
 
     def reply(self, value: Any = None) -> None:
         """Answer with a value; a second answer is ignored."""
@@ -81,11 +87,17 @@ class Promise:
         if future is None or self._outcome is None:
             return
         self._envelope_future = None
+        if self._owner is not None and self._owner.promises is not None:
+            self._owner.promises.pop(self, None)
         value, error = self._outcome
         if error is None:
             future.set(value)
         else:
             future.set_exception((type(error), error, error.__traceback__))
+
+
+def _is_stop(item: Any) -> bool:
+    return isinstance(item.message if type(item) is Envelope else item, _ActorStop)
 
 
 def _stop_all() -> None:
@@ -100,6 +112,7 @@ class Mailbox:
         "_lock",
         "_system_queue",
         "actor",
+        "broken",
         "children",
         "closed",
         "dispatcher",
@@ -109,7 +122,7 @@ class Mailbox:
         "overflow",
         "parent",
         "path",
-        "pending_replies",
+        "promises",
         "ref",
         "restart_at",
         "restarts",
@@ -143,7 +156,8 @@ class Mailbox:
         self.supervision: Supervision | None = None
         self.watchers: list[Mailbox] | None = None
         self.timers: set[Any] | None = None
-        self.pending_replies: set[Any] | None = None
+        self.promises: dict[Promise, None] | None = None  # asks this life owes an answer
+        self.broken = False  # failed, and not restarted yet
         self.stats: Any = None
         self.handled = 0
         self.restarts = 0
@@ -169,7 +183,7 @@ class Mailbox:
         if not self.scheduled:
             self.schedule()
         elif self.closed:
-            self._bury_all()
+            self.bury_all()
 
     def post(self, action: Callable[[], None]) -> None:
         """Run ``action`` in the actor's own turn, before ordinary messages."""
@@ -191,13 +205,17 @@ class Mailbox:
 
     def _make_room(self, item: Any) -> bool:
         """The overflow policy; True when the item may be queued."""
-        if type(item) is Envelope and isinstance(item.message, _ActorStop):
+        if _is_stop(item):
             return True
         if self.overflow == "drop_oldest":
+            kept = []
             try:
-                self._bury(self.user.popleft(), "overflow")
+                while _is_stop(oldest := self.user.popleft()):
+                    kept.append(oldest)  # an order to stop is not lost to telemetry
+                self._bury(oldest, "overflow")
             except IndexError:
                 pass
+            self.user.extendleft(reversed(kept))
             return True
         error = MailboxFullError(
             f"mailbox of {self.path or self.ref} is full: it holds its limit of {self.limit} messages"
@@ -230,17 +248,30 @@ class Mailbox:
         try:
             if not self.started:
                 self._start()
+            actor = self.actor
+            take = self.user.popleft
             while count < budget and not self.closed:
                 if self._system_queue:
-                    self._run_action(self._system_queue.popleft())
+                    action = self._system_queue.popleft()
+                    if not self.broken or action in (self.restart, self.stop_now):
+                        self._run_action(action)
+                        actor = self.actor
                 elif self.suspended:
                     break
                 else:
                     try:
-                        item = self.user.popleft()
+                        item = take()
                     except IndexError:
                         break
-                    self._handle(item)
+                    if type(item) is Envelope:
+                        self._answer(item)
+                    else:
+                        try:
+                            actor.deliver(item)  # type: ignore[union-attr]
+                        except Exception:  # noqa: BLE001 - Pykka's rule: a failing tell fails the actor
+                            self._fail(sys.exc_info(), during="tell")
+                        except BaseException:  # noqa: BLE001
+                            self._fail_hard(sys.exc_info())
                 count += 1
         finally:
             current.mailbox = previous
@@ -248,7 +279,7 @@ class Mailbox:
         if self.stats is not None:
             self.stats.observe(count, clock() - begun, begun - self.scheduled_at)
         if self.closed:
-            self._bury_all()
+            self.bury_all()
             return count
         if self._system_queue or (self.user and not self.suspended):
             self.scheduled_at = clock()
@@ -258,7 +289,7 @@ class Mailbox:
         if self._system_queue or (self.user and not self.suspended):
             self.schedule()
         if self.closed:
-            self._bury_all()
+            self.bury_all()
         return count
 
     def _start(self) -> None:
@@ -269,6 +300,8 @@ class Mailbox:
             actor.on_start()
         except Exception:  # noqa: BLE001 - Pykka's rule: a failing on_start stops the actor
             self._fail(sys.exc_info(), during="on_start")
+        except BaseException:  # noqa: BLE001
+            self._fail_hard(sys.exc_info())
 
     def _run_action(self, action: Callable[[], None]) -> None:
         try:
@@ -278,17 +311,9 @@ class Mailbox:
         except BaseException:  # noqa: BLE001
             self._fail_hard(sys.exc_info())
 
-    def _handle(self, item: Any) -> None:
+    def _answer(self, item: Envelope[Any]) -> None:
         actor = self.actor
         assert actor is not None
-        if type(item) is not Envelope:
-            try:
-                actor.deliver(item)
-            except Exception:  # noqa: BLE001 - Pykka's rule: a failing tell fails the actor
-                self._fail(sys.exc_info(), during="tell")
-            except BaseException:  # noqa: BLE001
-                self._fail_hard(sys.exc_info())
-            return
         reply_to: Any = item.reply_to
         try:
             response = actor.deliver(item.message)
@@ -301,7 +326,7 @@ class Mailbox:
             self._fail_hard(sys.exc_info())
         else:
             if type(response) is Promise:
-                response.bind(reply_to)
+                response.bind(reply_to, self)
             else:
                 reply_to.set(response)
 
@@ -343,6 +368,8 @@ class Mailbox:
         if supervision is None:
             self.close("failed")
         else:
+            self.broken = True  # nothing more happens in this life
+            self._discard_life()
             supervision.child_failed(self, exc_info[1])
 
     def restart(self) -> None:
@@ -360,16 +387,13 @@ class Mailbox:
             self.stats.restarts += 1
         assert self.supervision is not None
         self.suspended = False
+        self.broken = False
         try:
             self.actor = self.supervision.rebuild(self)
         except Exception:  # noqa: BLE001 - a constructor that fails is a failed start
             self._fail(sys.exc_info(), during="constructor")
             return
-        self.started = True
-        try:
-            self.actor.on_start()
-        except Exception:  # noqa: BLE001
-            self._fail(sys.exc_info(), during="on_start")
+        self._start()
 
     def _discard_life(self) -> None:
         """Cancel timers, stop children and forget replies of the life that just ended."""
@@ -377,7 +401,11 @@ class Mailbox:
             for timer in list(self.timers):
                 timer.cancel()
             self.timers = None
-        self.pending_replies = None
+        if self.promises:
+            owed, self.promises = self.promises, None
+            error = ActorDeadError(f"{self.ref} ended before it answered")
+            for promise in owed:
+                promise.fail(error)
         if self.children:
             for child in list(self.children.values()):
                 child.post(child.stop_now)
@@ -405,7 +433,7 @@ class Mailbox:
         for watcher in watchers or ():
             watcher.push(Terminated(self.path, self.incarnation, reason))
         if not self.scheduled:  # closed from outside a run: nobody else will bury the rest
-            self._bury_all()
+            self.bury_all()
 
     def watch(self, watcher: Mailbox) -> None:
         """Tell ``watcher`` when this actor ends; at once if it has ended."""
@@ -418,7 +446,8 @@ class Mailbox:
                 return
         watcher.push(Terminated(self.path, self.incarnation, "not_found"))
 
-    def _bury_all(self) -> None:
+    def bury_all(self) -> None:
+        """The actor has ended: what is queued are dead letters."""
         while True:
             try:
                 self._bury(self.user.popleft(), "dead")
@@ -430,8 +459,12 @@ class Mailbox:
             if isinstance(item.message, _ActorStop):
                 item.reply_to.set(None)
                 return
-            error = ActorDeadError(f"{self.ref} stopped before handling the message")
-            item.reply_to.set_exception((ActorDeadError, error, None))
+            error: Exception = ActorDeadError(f"{self.ref} stopped before handling the message")
+            if why == "overflow":
+                error = MailboxFullError(
+                    f"mailbox of {self.path or self.ref} was full: {self.limit} newer messages came"
+                )
+            item.reply_to.set_exception((type(error), error, None))
         self._count_dead(why)
 
     def _count_dead(self, why: str) -> None:

@@ -100,6 +100,8 @@ class System:
             return cls.start(*args, **kwargs)  # type: ignore[return-value]
         except BaseException:
             self._by_path.pop(path, None)
+            if parent is not None and parent.actor_inbox.children:
+                parent.actor_inbox.children.pop(path, None)
             raise
         finally:
             spawning.place = None

@@ -279,7 +279,13 @@ class Ambitious(Actor):
         return None
 
 
-@pytest.mark.parametrize("arguments", [(), ([],)], ids=["before the base's constructor", "after it"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="before the base's constructor"),
+        pytest.param(([],), id="after it"),
+    ],
+)
 def test_a_spawn_that_fails_leaves_nothing_behind(sim: Simulated, arguments: tuple[Any, ...]) -> None:
     """The caller gets the constructor's error; the name is free and the parent has no ghost."""
     ref = sim.system.spawn(Ambitious, name="a")

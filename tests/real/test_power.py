@@ -67,6 +67,7 @@ TimeoutStopSec=1s
         if (cluster.dir / machine / "off").exists():
             cluster.local("boot", machine)
     cluster.await_whole()
+    cluster.destroy_all()
 
 
 def _units(cluster: Cluster) -> list[str]:
@@ -131,7 +132,7 @@ def test_host_process_stands_still(cluster: Cluster, book: Book) -> None:
     wait_until("nothing old to be left there", lambda: _on(cluster, victim) == ["polite@9"])
     for unit in _units(cluster):
         lives = book.assert_never_two(unit)
-        assert len(lives) == (2 if unit in moved else 1), lives
+        assert len(lives) == 2 if unit in moved else len(lives) <= 1, lives
 
 
 def test_short_pause_is_no_loss(cluster: Cluster, book: Book) -> None:

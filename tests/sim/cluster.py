@@ -317,10 +317,17 @@ class SimCluster:
         chronicle = self.watchtower.chronicle
         done: set[str] = set()
         begun = self.history.tick()
+        over = False
+
+        def again(name: str) -> None:
+            self.world.call_later(0.05, lambda: write(name))
 
         def write(name: str) -> None:
             ref = self.peer_ref(name)
+            if over:
+                return
             if ref is None:
+                again(name)
                 return
             key = b"/live/%d/" % begun + name.encode()
             value = b"%d" % self.history.tick()
@@ -328,7 +335,7 @@ class SimCluster:
             def written(future: Any) -> None:
                 if future.error is not None:
                     self.world.note(f"write through {name} failed: {future.error}")
-                    self.world.call_later(0.05, lambda: write(name))
+                    again(name)
                     return
                 read = Query(lambda store: store.range(key), True, 2.0)
                 ref.ask(read, block=False).on_done(shown)
@@ -336,7 +343,7 @@ class SimCluster:
             def shown(future: Any) -> None:
                 if future.error is not None:
                     self.world.note(f"read through {name} failed: {future.error}")
-                    self.world.call_later(0.05, lambda: write(name))
+                    again(name)
                 elif future.value[0][1].value != value:
                     self.watchtower.accuse(f"{name} shows {future.value} after writing {value!r}")
                 else:
@@ -349,7 +356,9 @@ class SimCluster:
 
         for name in names:
             write(name)
-        if not self.world.run_until(lambda: not missing(), seconds):
+        self.world.run_until(lambda: not missing(), seconds)
+        over = True
+        if missing():
             raise Violation(
                 f"no write and read through {missing()} within {seconds} s "
                 f"without faults: {self._summary()}"

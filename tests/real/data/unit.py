@@ -1,0 +1,93 @@
+"""A unit for tests: does what its words say, one after another, and writes down what it was given.
+
+usage: unit.py WORD...
+  env FILE          write the environment and where it runs, as JSON
+  mark FILE         add a line with the process id to FILE
+  once FILE WORD..  the first time (FILE is not there yet) do what follows, else sleep for ever
+  exit N | signal N | sleep | ignore (SIGTERM) | child FILE (a grandchild in a session of its own that
+  ignores SIGTERM; its pid goes to FILE) | serve FLAG (HTTP on PORT: 200 while FLAG exists, else 500)
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+
+def forever() -> None:
+    while True:
+        time.sleep(1000)
+
+
+def child(path: str) -> None:
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0:
+            append(path, str(os.getpid()))
+            forever()
+        os._exit(0)
+
+
+def append(path: str, text: str) -> None:
+    with open(path, "a") as file:
+        file.write(text + "\n")
+
+
+def report(path: str) -> None:
+    given = {
+        "env": dict(os.environ), "cwd": os.getcwd(), "uid": os.getuid(), "gid": os.getgid(),
+        "umask": os.umask(0), "nice": os.nice(0), "argv0": open("/proc/self/cmdline").read().split("\0")[0],
+        "session": os.getsid(0) == os.getpid(),
+    }  # fmt: skip
+    with open(path + ".new", "w") as file:
+        json.dump(given, file)
+    os.replace(path + ".new", path)
+
+
+class Page(BaseHTTPRequestHandler):
+    flag = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if os.path.exists(self.flag) else 500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve(flag: str) -> None:
+    Page.flag = flag
+    HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Page).serve_forever()
+
+
+words = sys.argv[1:]
+while words:
+    word = words.pop(0)
+    if word == "env":
+        report(words.pop(0))
+    elif word == "mark":
+        append(words.pop(0), str(os.getpid()))
+    elif word == "once":
+        path = words.pop(0)
+        if os.path.exists(path):
+            forever()
+        append(path, "")
+    elif word == "exit":
+        sys.exit(int(words.pop(0)))
+    elif word == "signal":
+        os.kill(os.getpid(), int(words.pop(0)))
+        forever()
+    elif word == "sleep":
+        forever()
+    elif word == "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif word == "child":
+        child(words.pop(0))
+    elif word == "serve":
+        serve(words.pop(0))
+    else:
+        sys.exit(f"unit.py: no word {word!r}")
