@@ -157,6 +157,7 @@ class RaftPeer(Actor):
         self._install_next: Callable[[], None] | None = None
         self._sending_snapshots: set[tuple[str, int]] = set()  # (peer, term of our leadership)
         self._last_tick = 0.0
+        self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
         # for metrics
         self.sync_seconds = Histogram()
@@ -210,6 +211,7 @@ class RaftPeer(Actor):
 
     def _connect(self) -> None:
         """Keep links to all members."""
+        self._connected = self.raft.config
         known = {member: info[1] for member, info in self.raft.config.info}
         known = known or dict(self._settings.seeds)
         known.pop(self.machine, None)
@@ -254,6 +256,8 @@ class RaftPeer(Actor):
                 self._read_point(context, index)
             for peer in ready.snapshots:
                 self._send_snapshot(peer)
+        if raft.config is not self._connected:
+            self._connect()
         self._publish()
 
     def _send(self, message: Message) -> None:
@@ -348,7 +352,6 @@ class RaftPeer(Actor):
                 self._apply_command(data, events)
             elif kind == EntryKind.CONFIG:
                 self.raft.apply_config(data)
-                self._connect()
             elif kind == EntryKind.EMPTY:
                 self._resend_older_than(term)
             self.raft.applied(index)
@@ -720,7 +723,7 @@ class RaftPeer(Actor):
         if self._snapshotting or log.applied - self._snapshot_index < self._settings.snapshot_entries:
             return
         self._snapshotting = True
-        meta = Meta(log.applied, log.term(log.applied), self.raft.config)
+        meta = Meta(log.applied, log.term(log.applied), self.raft.config_at(log.applied))
         data = snapshot.dump(meta, self.store)
         inbox = self.actor_inbox
         incarnation = inbox.incarnation
@@ -748,7 +751,7 @@ class RaftPeer(Actor):
             return
         self._sending_snapshots.add((peer, term))
         log = self.raft.log
-        meta = Meta(log.applied, log.term(log.applied), self.raft.config)
+        meta = Meta(log.applied, log.term(log.applied), self.raft.config_at(log.applied))
         data = snapshot.dump(meta, self.store)
         target = self._router.ref(peer, "raft", BULK)
 

@@ -35,7 +35,8 @@ class ArgosyCluster:
         with open(self.folder / "bench-up.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *bound("SIGTERM"), sys.executable, "-m", "cli.main", "up", "--machines", str(MACHINES), "--no-default",
+                    *bound("SIGTERM"), sys.executable, "-m", "cli.main", "up", "--no-default",
+                    "--machines", str(MACHINES),
                     "--dir", str(self.folder), "--port-offset", str(self.offset),
                 ],
                 env={**kept, "PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, stdout=log,

@@ -51,7 +51,8 @@ class EtcdCluster:
         with open(self.folder / f"e{member}.log", "ab") as log:
             self._processes[member] = subprocess.Popen(
                 [
-                    *bound("SIGKILL"), program, "--name", f"e{member}", "--data-dir", str(self.folder / f"e{member}"),
+                    *bound("SIGKILL"), program, "--name", f"e{member}",
+                    "--data-dir", str(self.folder / f"e{member}"),
                     "--listen-client-urls", self.url(member), "--advertise-client-urls", self.url(member),
                     "--listen-peer-urls", self._peer_url(member),
                     "--initial-advertise-peer-urls", self._peer_url(member),

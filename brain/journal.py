@@ -37,7 +37,8 @@ class Journal:
         self._sequence = 0
         self._end = 0
         self._size = 0
-        self._durable = 0
+        self._fresh_next = False  # the next segment starts the log anew
+        self._has_state = False  # whether the current segment holds term and vote
         self._state = HardState(0, "")
         self._last_index = 0
         self._highest: dict[int, int] = {}  # segment -> highest index ever written to it
@@ -68,7 +69,8 @@ class Journal:
     def _adopt(self, recovered: wal.Recovered) -> None:
         self._sequence = recovered.sequence
         self._state = recovered.hard_state
-        self._end = self._durable = recovered.end
+        self._end = recovered.end
+        self._has_state = recovered.has_state
         last = recovered.first_index + len(recovered.entries) - 1
         self._highest = dict.fromkeys(recovered.starts, last)
         name = wal.segment_name(recovered.sequence)
@@ -88,10 +90,13 @@ class Journal:
                 wal.segment_name(min(recovered.starts)), 0,
                 f"the log starts at entry {first}, the snapshot ends at {base}",
             )  # fmt: skip
-        if last < base:
+        stale = base >= first and last >= base and entries[base - first][0] != base_term
+        if last < base or stale:
+            # a snapshot was installed beyond the log, or over entries that were never committed
+            if entries:
+                self._fresh_next = True
+                self._end = 0
             return []
-        if base >= first and entries[base - first][0] != base_term:
-            return []  # a snapshot was installed over entries that were never committed
         return entries[base - first + 1 :]
 
     def write(
@@ -101,14 +106,17 @@ class Journal:
         if state is not None:
             self._state = state
         operations: list[tuple[Any, ...]] = []
-        data = wal.batch(self._end, self._durable, state, first_index, entries)
+        if not self._has_state:
+            state = self._state
+        # batches go one after another, so everything before this one is durable
+        data = wal.batch(self._end, self._end, state, first_index, entries)
         if not self._end or self._end + len(data) > self._size:
             next_index = first_index if entries else self._last_index + 1
             operations += self._rotate(next_index, len(data))
             data = wal.batch(self._end, self._end, self._state, first_index, entries)
+        self._has_state = True
         name = wal.segment_name(self._sequence)
         operations += [("write", name, self._end, data), ("sync", name)]
-        self._durable = self._end  # everything before this batch, once this batch is written
         self._end += len(data)
         self.bytes_written += len(data)
         if entries:
@@ -124,12 +132,23 @@ class Journal:
         self._end = wal.HEADER_BYTES
         self._highest.setdefault(self._sequence, 0)
         name = wal.segment_name(self._sequence)
-        return [
+        operations: list[tuple[Any, ...]] = [
             ("create", name, size),
-            ("write", name, 0, wal.header(self._sequence, first_index)),
+            ("write", name, 0, wal.header(self._sequence, first_index, self._fresh_next)),
             ("sync", name),
             ("sync_dir",),
         ]
+        self._fresh_next = False
+        self._has_state = False
+        return operations
+
+    def _write_state(self) -> list[tuple[Any, ...]]:
+        data = wal.batch(self._end, self._end, self._state, 0, [])
+        segment = wal.segment_name(self._sequence)
+        operations = [("write", segment, self._end, data), ("sync", segment)]
+        self._end += len(data)
+        self._has_state = True
+        return operations
 
     def save_snapshot(self, meta: Meta, data: bytes, done: Done, fresh_log: bool = False) -> None:
         """Write a snapshot file, then remove what it makes superfluous.
@@ -143,16 +162,15 @@ class Journal:
             if self._sequence in self._highest:
                 doomed_segments.append(self._sequence)
             self._last_index = meta.index
+            self._fresh_next = True
             operations += self._rotate(meta.index + 1, 0)
-            state = wal.batch(self._end, self._end, self._state, 0, [])
-            segment = wal.segment_name(self._sequence)
-            operations += [("write", segment, self._end, state), ("sync", segment)]
-            self._durable = self._end
-            self._end += len(state)
+            operations += self._write_state()
         else:
             doomed_segments = [s for s in doomed_segments if self._highest[s] <= meta.index]
+            if self._end and not self._has_state:  # it may soon be the only one
+                operations += self._write_state()
             # segments go from the oldest on; a gap in the sequence would be taken for damage
-            oldest_kept = min(s for s in self._highest if s not in doomed_segments)
+            oldest_kept = min((s for s in self._highest if s not in doomed_segments), default=0)
             doomed_segments = [s for s in doomed_segments if s < oldest_kept]
         for segment_number in sorted(doomed_segments):
             self._highest.pop(segment_number, None)

@@ -215,8 +215,10 @@ class Raft:
         settings: Settings | None = None,
     ) -> None:
         self.id = peer
-        self.config = config
         self.log = log
+        #: (index, configuration) of the snapshot and of every configuration entry in the log
+        self._configs: list[tuple[int, Config]] = [(log.snapshot_index, config)]
+        self.config = config
         self.term, self.vote = hard_state
         self.settings = settings or Settings()
         self.settings.validate()
@@ -245,6 +247,7 @@ class Raft:
         self._reads_done: list[tuple[int, int]] = []
         self.elections = 0
         self._reset(self.term)
+        self._find_configs(log.snapshot_index + 1)
 
     # -- entrances ---------------------------------------------------------------------
 
@@ -298,6 +301,24 @@ class Raft:
         target = replace(config, outgoing=outgoing)
         return self._append([(self.term, EntryKind.CONFIG, encode(target.dump()))])
 
+    def config_at(self, index: int) -> Config:
+        """The configuration as of an index: what a snapshot there must carry."""
+        return next(config for at, config in reversed(self._configs) if at <= index)
+
+    def _find_configs(self, first_index: int) -> None:
+        """Entries from ``first_index`` on are new or replaced: the latest configuration in
+        the log is in force, committed or not (4.1), and goes when its entry is cut."""
+        self._configs = [pair for pair in self._configs if pair[0] < first_index] or self._configs[:1]
+        for index, data in self.log.configs_from(first_index):
+            self._configs.append((index, Config.load(decode(data))))
+        self.config = self._configs[-1][1]
+        if self.role is Role.LEADER:
+            for peer in sorted(self.config.everyone - {self.id}):
+                if peer not in self.progress:
+                    self.progress[peer] = Progress(self.log.last_index + 1)
+            for peer in set(self.progress) - self.config.everyone:
+                del self.progress[peer]
+
     def read(self, context: int) -> None:
         """Ask for a linearizable read point (6.4); it comes in ``Ready.reads``."""
         if self.role is not Role.LEADER:
@@ -330,29 +351,22 @@ class Raft:
             and not self._transfer_to
         ):
             leave = replace(self.config, outgoing=frozenset())
-            self._append([(self.term, EntryKind.CONFIG, encode(leave.dump()))])
+            self._append([(self.term, EntryKind.CONFIG, encode(leave.dump()))], bounded=False)
 
     def apply_config(self, data: bytes) -> Config:
-        """Take a committed configuration entry into use; returns the new configuration."""
-        self.config = Config.load(decode(data))
-        if self.role is Role.LEADER:
-            for peer in sorted(self.config.everyone - {self.id}):
-                if peer not in self.progress:
-                    self.progress[peer] = Progress(self.log.last_index + 1)
-            for peer in set(self.progress) - self.config.everyone:
-                del self.progress[peer]
-            if self.id not in self._voting():
-                self._become_follower(self.term, "")  # a removed leader steps down (4.2.2)
-            else:
-                self._advance_commit()
-                self._broadcast_append()
-        return self.config
+        """A configuration entry is committed (it is in force already); returns it."""
+        config = Config.load(decode(data))
+        if self.role is Role.LEADER and self.id not in config.voters | config.outgoing:
+            self._become_follower(self.term, "")  # a removed leader steps down (4.2.2)
+        return config
 
     def restored(self, index: int, term: int, config: Config, leader: str) -> None:
         """A snapshot up to ``index`` has been installed and is durable."""
         self.log.restore(index, term)
         self._applied_handed = index
-        self.config = config
+        kept = [pair for pair in self._configs if index < pair[0] <= self.log.last_index]
+        self._configs = [(index, config), *kept]
+        self.config = self._configs[-1][1]
         self.leader = leader
         self._after_sync.append(
             Message(Kind.APPEND_REPLY, self.id, leader, self.term, index=index)
@@ -510,7 +524,7 @@ class Raft:
             for peer in sorted(self.config.everyone - {self.id})
         }
         self._config_index = self.log.last_index  # until then, assume one may be pending
-        self._append([(self.term, EntryKind.EMPTY, b"")])  # commits what earlier terms left (5.4.2)
+        self._append([(self.term, EntryKind.EMPTY, b"")], bounded=False)  # commits what earlier terms left (5.4.2)
 
     # -- voting --------------------------------------------------------------------------
 
@@ -574,7 +588,8 @@ class Raft:
 
     def _step_leader(self, m: Message) -> None:
         if m.kind == Kind.APPEND_REPLY and m.frm == self.id:
-            self._advance_commit()
+            if self._advance_commit():
+                self._broadcast_append(even_empty=True)
             return
         progress = self.progress.get(m.frm)
         if progress is None:
@@ -597,6 +612,8 @@ class Raft:
             return
         if self.log.matches(m.index, m.log_term):
             last_new = self.log.merge(m.index, m.entries)
+            if self._configs[-1][0] > m.index or any(e[1] == EntryKind.CONFIG for e in m.entries):
+                self._find_configs(m.index + 1)
             self.log.commit_to(min(m.commit, last_new))
             self._ack(m.frm, last_new)
             return
@@ -638,7 +655,7 @@ class Raft:
         while progress.inflight and progress.inflight[0] <= m.index:
             progress.inflight.popleft()
         if moved and self._advance_commit():
-            self._broadcast_append()
+            self._broadcast_append(even_empty=True)  # followers' clients wait for the news
         elif progress.next <= self.log.last_index:
             self._send_append(m.frm)
         if m.frm == self._transfer_to and progress.match == self.log.last_index:
@@ -654,13 +671,13 @@ class Raft:
             self._read_acks.add(m.frm)
             self._finish_read_round()
 
-    def _append(self, entries: list[Entry]) -> int:
+    def _append(self, entries: list[Entry], bounded: bool = True) -> int:
         if self.role is not Role.LEADER:
             raise NotLeaderError(self.leader)
         if self._transfer_to:
             raise ProposalDroppedError("leadership is being handed over")
         size = sum(len(entry[2]) for entry in entries)
-        if self._uncommitted_bytes and (
+        if bounded and self._uncommitted_bytes and (
             self._uncommitted_bytes + size > self.settings.uncommitted_bytes_max
         ):
             raise ProposalDroppedError(
@@ -672,6 +689,7 @@ class Raft:
         for offset, entry in enumerate(entries):
             if entry[1] == EntryKind.CONFIG:
                 self._config_index = first + offset
+                self._find_configs(first + offset)
         # the leader's own acknowledgement, due when these entries are on its disk
         self._after_sync.append(
             Message(Kind.APPEND_REPLY, self.id, self.id, self.term, index=self.log.last_index)
@@ -679,9 +697,9 @@ class Raft:
         self._broadcast_append()
         return first
 
-    def _broadcast_append(self) -> None:
+    def _broadcast_append(self, even_empty: bool = False) -> None:
         for peer in self.progress:
-            self._send_append(peer)
+            self._send_append(peer, even_empty)
 
     def _send_append(self, to: str, even_empty: bool = False) -> None:
         progress = self.progress[to]

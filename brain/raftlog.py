@@ -91,6 +91,15 @@ class RaftLog:
             out.append((index, entry))
         return out
 
+    def configs_from(self, index: int) -> list[tuple[int, bytes]]:
+        """(index, data) of the configuration entries from ``index`` on."""
+        start = max(index - self.snapshot_index - 1, 0)
+        return [
+            (self.snapshot_index + 1 + at, self._entries[at][2])
+            for at in range(start, len(self._entries))
+            if self._entries[at][1] == EntryKind.CONFIG
+        ]
+
     def bytes_between(self, low: int, high: int) -> int:
         """Size of the data of entries low < index <= high."""
         start = max(low - self.snapshot_index, 0)

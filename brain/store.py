@@ -164,10 +164,10 @@ class Store:
         self.revision += 1
         digest = self.hash
         for key, item, _ in changes:
-            digest = zlib.crc32(key, digest)
+            digest = zlib.crc32(b"%d %b" % (len(key), key), digest)
             if item is not None:
                 digest = zlib.crc32(item.value, digest)
-                digest = zlib.crc32(b"%d %d %d %d" % item[1:5], digest)
+                digest = zlib.crc32(b"%d %d %d %d %d" % (len(item.value), *item[1:5]), digest)
         self.hash = zlib.crc32(b"%d" % self.revision, digest)
         self.events.append(Event(self.revision, changes, note))
         return self.revision

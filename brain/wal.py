@@ -21,6 +21,8 @@ from .raft import HardState
 from .raftlog import Entry
 
 MAGIC = b"argosy-wal-1\n\0\0\0"
+#: A segment after an installed snapshot: what earlier segments hold is void.
+FRESH_MAGIC = b"argosy-wal-1f\n\0\0"
 HEADER = struct.Struct("<16sQQ")  # magic, sequence number of the segment, first index
 _RECORD = struct.Struct("<II")
 _ENTRY = struct.Struct("<BQQB")  # type, index, term, kind
@@ -53,6 +55,7 @@ class Recovered(NamedTuple):
     sequence: int  # of the last segment
     end: int  # where the next record goes in it
     starts: dict[int, int]  # sequence -> first index of each segment
+    has_state: bool  # whether the last segment holds term and vote
 
 
 def segment_name(sequence: int) -> str:
@@ -67,9 +70,9 @@ def segment_sequence(name: str) -> int | None:
     return None
 
 
-def header(sequence: int, first_index: int) -> bytes:
-    """The first bytes of a segment."""
-    body = HEADER.pack(MAGIC, sequence, first_index)
+def header(sequence: int, first_index: int, fresh: bool = False) -> bytes:
+    """The first bytes of a segment; ``fresh``: the log starts anew here."""
+    body = HEADER.pack(FRESH_MAGIC if fresh else MAGIC, sequence, first_index)
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -102,12 +105,14 @@ class _Reader:
         self.data = data
         self.end = HEADER_BYTES
         self.durable = HEADER_BYTES
+        self.fresh = False
         if len(data) < HEADER_BYTES or not any(data[:HEADER_BYTES]):
             self.first_index = -1  # never became durable
             return
         body, check = data[: HEADER.size], data[HEADER.size : HEADER_BYTES]
         magic, number, self.first_index = HEADER.unpack(body)
-        if magic != MAGIC or struct.pack("<I", zlib.crc32(body)) != check:
+        self.fresh = magic == FRESH_MAGIC
+        if magic not in (MAGIC, FRESH_MAGIC) or struct.pack("<I", zlib.crc32(body)) != check:
             raise DamagedLogError(path, 0, "the header is damaged")
         if number != sequence:
             raise DamagedLogError(path, 16, f"the header says segment {number}")
@@ -175,6 +180,7 @@ def recover(segments: list[tuple[str, int, bytes]]) -> Recovered | None:
     entries: list[Entry] = []
     base = -1
     starts: dict[int, int] = {}
+    has_state = False
     end = sequence = 0
     for position, (path, number, data) in enumerate(segments):
         is_last = position == len(segments) - 1
@@ -186,15 +192,17 @@ def recover(segments: list[tuple[str, int, bytes]]) -> Recovered | None:
         if sequence and number != sequence + 1:
             raise DamagedLogError(path, 0, f"segment {sequence + 1} is missing before this one")
         starts[number] = reader.first_index
-        if base < 0:
-            base = reader.first_index
+        has_state = False
+        if base < 0 or reader.fresh:
+            base, entries = reader.first_index, []
         for body in reader.records():
             if body[0] == _T_STATE:
+                has_state = True
                 state = HardState(_STATE.unpack_from(body)[1], body[_STATE.size :].decode())
             elif body[0] == _T_ENTRY:
                 _, index, term, kind = _ENTRY.unpack_from(body)
                 at = index - base
-                if at < 0:  # replaces everything read so far; what came before it is compacted
+                if not entries or at < 0:  # the first one counts, whatever the header says; or it replaces all of them
                     base, at, entries = index, 0, []
                 if at > len(entries):
                     raise DamagedLogError(path, reader.end, f"entry {index} does not follow")
@@ -204,4 +212,4 @@ def recover(segments: list[tuple[str, int, bytes]]) -> Recovered | None:
         sequence, end = number, reader.end
     if not starts:
         return None
-    return Recovered(state, base, entries, sequence, end, starts)
+    return Recovered(state, base, entries, sequence, end, starts, has_state)

@@ -70,7 +70,7 @@ def lock() -> Lock:
     return Lock()
 
 
-# -- L1: mutual exclusion ---------------------------------------------------------------------------
+# -- L1: mutual exclusion --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -110,7 +110,7 @@ def test_l1_never_more_holders_than_slots(seed: int) -> None:
         assert not (lock.queue and available(after) > 0)
 
 
-# -- L2: idempotent -------------------------------------------------------------------------------------
+# -- L2: idempotent --------------------------------------------------------------------------------
 
 
 def test_l2_acquiring_twice_gives_the_same_token_and_no_revision(lock: Lock) -> None:
@@ -144,7 +144,7 @@ def test_l2_a_release_by_a_non_holder_succeeds_and_changes_nothing(lock: Lock) -
     assert lock.store.revision == revision
 
 
-# -- L3: the maximum --------------------------------------------------------------------------------------
+# -- L3: the maximum -------------------------------------------------------------------------------
 
 
 def test_l3_a_maximum_below_the_holders_takes_nothing_away(lock: Lock) -> None:
@@ -201,7 +201,7 @@ def test_l3_a_maximum_that_is_no_whole_number_is_refused(lock: Lock, number: Any
     assert lock.state["max"] == 1
 
 
-# -- L4, L5: what survives ----------------------------------------------------------------------------------
+# -- L4, L5: what survives -------------------------------------------------------------------------
 
 
 def test_l4_every_peer_decides_alike() -> None:
@@ -251,7 +251,7 @@ def test_a_grant_says_who_why_and_since_when(lock: Lock) -> None:
     assert lock.state["holders"]["b"]["since_ms"] == 3000, "since the grant, not since it waited"
 
 
-# -- the fencing token ------------------------------------------------------------------------------------------
+# -- the fencing token -----------------------------------------------------------------------------
 
 
 def test_a_stale_holder_is_fenced(lock: Lock) -> None:
@@ -281,7 +281,7 @@ def test_a_token_grows_with_every_grant(lock: Lock) -> None:
     assert other["token"] > tokens[-1]
 
 
-# -- the queue ---------------------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------------------
 
 
 def test_the_queue_is_first_come_first_served(lock: Lock) -> None:
@@ -311,7 +311,12 @@ def test_whoever_does_not_wait_does_not_queue(lock: Lock) -> None:
 
 def test_nobody_jumps_the_queue() -> None:
     """A free slot with somebody waiting for it, as after a repair by hand, is not for the next comer."""
-    state = {"group": GROUP, "max": 1, "holders": {}, "queue": [{"machine": "first", "reason": "", "boot_id": "", "since_ms": 0}]}
+    state = {
+        "group": GROUP,
+        "max": 1,
+        "holders": {},
+        "queue": [{"machine": "first", "reason": "", "boot_id": "", "since_ms": 0}],
+    }
     asked = {"reason": "", "boot_id": "", "wait": False}
     changed, result = decide(state, "acquire", {"machine": "late", **asked}, 9, 0)
     assert (changed, result["granted"]) == (None, False)

@@ -65,7 +65,7 @@ def store() -> Store:
     return Store()
 
 
-# -- PUT -----------------------------------------------------------------------------------------
+# -- PUT -------------------------------------------------------------------------------------------
 
 
 def test_set_starts_a_new_life(store: Store) -> None:
@@ -117,9 +117,11 @@ def test_a_file_in_the_middle_of_a_path_is_not_a_directory(store: Store) -> None
     put(store, "/a/f", b"1")
     deep = "/a/f/x/y"
     for command in (
-        ["v2_set", deep, b"", None, False], ["v2_set", deep, b"", None, True], ["v2_create", deep, b"", None, False, False],
+        ["v2_set", deep, b"", None, False], ["v2_set", deep, b"", None, True],
+        ["v2_create", deep, b"", None, False, False],
         ["v2_create", deep, b"", None, False, True], ["v2_update", deep, b"", None, False],
-        ["v2_cas", deep, b"", None, b"x", 0, False], ["v2_delete", deep, False, False], ["v2_delete", deep, True, True],
+        ["v2_cas", deep, b"", None, b"x", 0, False], ["v2_delete", deep, False, False],
+        ["v2_delete", deep, True, True],
         ["v2_cad", deep, b"x", 0],
     ):  # fmt: skip
         assert refused(store, *command) == (104, "/a/f")
@@ -130,8 +132,10 @@ def test_a_file_in_the_middle_of_a_path_is_not_a_directory(store: Store) -> None
 def test_the_root_is_read_only(store: Store) -> None:
     """Every verb that writes says 107; POST below it is in order."""
     for command in (
-        ["v2_set", "/", b"", None, False], ["v2_set", "/", b"", None, True], ["v2_create", "/", b"", None, False, False],
-        ["v2_update", "/", b"", None, False], ["v2_cas", "/", b"", None, b"x", 0, False], ["v2_delete", "/", False, False],
+        ["v2_set", "/", b"", None, False], ["v2_set", "/", b"", None, True],
+        ["v2_create", "/", b"", None, False, False],
+        ["v2_update", "/", b"", None, False], ["v2_cas", "/", b"", None, b"x", 0, False],
+        ["v2_delete", "/", False, False],
         ["v2_delete", "/", True, True], ["v2_cad", "/", b"x", 0],
     ):  # fmt: skip
         assert refused(store, *command) == (107, "/")
@@ -145,7 +149,8 @@ def test_a_directory_is_not_a_file(store: Store) -> None:
     """set, update with a value, CAS and CAD on one say 102; set dir=true on one as well."""
     mkdir(store, "/d")
     for command in (
-        ["v2_set", "/d", b"1", None, False], ["v2_set", "/d", b"", None, True], ["v2_update", "/d", b"abc", None, False],
+        ["v2_set", "/d", b"1", None, False], ["v2_set", "/d", b"", None, True],
+        ["v2_update", "/d", b"abc", None, False],
         ["v2_cas", "/d", b"1", None, b"x", 0, False], ["v2_cas", "/d", b"1", None, None, 3, False],
         ["v2_cad", "/d", b"x", 0], ["v2_cad", "/d", None, 2], ["v2_delete", "/d", False, False],
     ):  # fmt: skip
@@ -189,7 +194,7 @@ def test_in_order_keys_are_named_by_the_next_index(store: Store) -> None:
     assert names(tree.get(store, "/q")) == [f"/q/{n:020d}" for n in (2, 3, 4)]
 
 
-# -- DELETE ------------------------------------------------------------------------------------------
+# -- DELETE ----------------------------------------------------------------------------------------
 
 
 def test_deleting_a_file_shows_what_it_was(store: Store) -> None:
@@ -239,7 +244,7 @@ def test_compare_and_delete(store: Store) -> None:
     assert (outcome.action, outcome.prev) == ("compareAndDelete", Node("/a", b"q", 2, 2, 0))
 
 
-# -- GET -----------------------------------------------------------------------------------------------
+# -- GET -------------------------------------------------------------------------------------------
 
 
 def test_a_listing_is_one_level_unless_recursive(store: Store) -> None:
@@ -317,7 +322,7 @@ def test_a_listing_shows_every_child(files: list[str], directories: list[str]) -
         assert tree.get(store, f"/{path}").path == f"/{path}"
 
 
-# -- time to live -------------------------------------------------------------------------------------
+# -- time to live ----------------------------------------------------------------------------------
 
 
 def test_a_key_expires_by_log_time(store: Store) -> None:
@@ -372,7 +377,11 @@ def test_several_ends_come_in_their_order_each_with_its_index(store: Store) -> N
         put(store, path, b"", ttl_ms=ttl)
     result, events = store.apply(5000, ["expire"])
     assert result == {"expired": 3}
-    assert [(event.revision, event.note.path) for event in events if event.note] == [(6, "/a"), (7, "/b"), (8, "/c")]
+    assert [(event.revision, event.note.path) for event in events if event.note] == [
+        (6, "/a"),
+        (7, "/b"),
+        (8, "/c"),
+    ]
 
 
 def test_a_directory_expires_with_everything_in_it(store: Store) -> None:
@@ -398,7 +407,7 @@ def test_the_end_of_a_directory_spares_a_key_of_the_same_name(store: Store) -> N
     assert [item.value for _, item in store.range(b"/d")] == [b"v3"]
 
 
-# -- one keyspace behind both doors ----------------------------------------------------------------------
+# -- one keyspace behind both doors ----------------------------------------------------------------
 
 
 def test_a_v3_key_is_a_v2_file(store: Store) -> None:

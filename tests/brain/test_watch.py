@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,12 +14,12 @@ from brain.store import Event, Store
 from brain.watch import TooManyWatchesError, WatchHub, select
 
 
-def events_of(*commands: list[object]) -> list[Event]:
+def events_of(*commands: Any) -> list[Event]:
     """The events that these commands make on a fresh store."""
     store = Store()
     out: list[Event] = []
     for now, command in enumerate(commands):
-        out += store.apply(now * 1000, command)[1]
+        out += store.apply(now * 1000, list(command))[1]
     return out
 
 
@@ -122,7 +124,9 @@ def test_matching_agrees_with_the_plain_definition(
 def test_the_end_of_a_directory_reaches_watches_on_above_and_below_it() -> None:
     """etcd v2: whoever watches inside a deleted tree hears of its deletion, empty or not."""
     for content in ([], [["v2_set", "/d/e/x", b"", None, False]]):
-        deletion = events_of(["v2_set", "/d/e", b"", None, True], *content, ["v2_delete", "/d", False, True])[-1]
+        deletion = events_of(["v2_set", "/d/e", b"", None, True], *content, ["v2_delete", "/d", False, True])[
+            -1
+        ]
         hub = WatchHub()
         watches: list[tuple[bytes, bytes | None, bool]] = [
             (b"/d", None, True), (b"/d/", b"/d0", True), (b"/", b"0", True), (b"/d/e", None, True),

@@ -103,9 +103,7 @@ def test_no_ask_is_lost_between_many_askers_and_the_end(pool_system: System) -> 
         futures: list[Any] = []
         begin = threading.Barrier(5)
 
-        def ask_many(
-            ref: Ref = ref, begin: threading.Barrier = begin, futures: list[Any] = futures
-        ) -> None:
+        def ask_many(ref: Ref = ref, begin: threading.Barrier = begin, futures: list[Any] = futures) -> None:
             begin.wait()
             for number in range(30):
                 futures.append(ref.ask(number, block=False))

@@ -196,7 +196,12 @@ def test_pool_timers_fire_in_order_and_can_be_cancelled(pool: PoolDispatcher) ->
     """The later-set, earlier-due one comes first."""
     fired: list[str] = []
     done = threading.Event()
-    pool.call_later(0.03, lambda: (fired.append("second"), done.set()))
+
+    def second() -> None:
+        fired.append("second")
+        done.set()
+
+    pool.call_later(0.03, second)
     pool.call_later(0.01, lambda: fired.append("first"))
     pool.call_later(0.02, lambda: fired.append("never")).cancel()
     assert done.wait(PATIENCE_S)

@@ -20,7 +20,7 @@ TESTS_MIN = 280
 #: Those of them that are run once for each runtime.
 TESTS_MIN_EACH = 130
 
-RUNTIME = '''
+RUNTIME = """
 from kernel.actor import Actor as _ArgosyActor
 from kernel.future import Future as _ArgosyFuture
 
@@ -40,7 +40,7 @@ RUNTIMES = {
         ),
         id="argosy",
     ),
-'''
+"""
 
 
 def _source() -> Path:

@@ -32,7 +32,11 @@ class Player(Actor):
         if self.machine.below(20) == 0:
             raise ValueError("fell over")
         target = self.others[self.machine.below(len(self.others))]
-        self.after(self.machine.below(100) / 1000, lambda: target.offer(message + 1))
+
+        def hit() -> None:
+            target.offer(message + 1)
+
+        self.after(self.machine.below(100) / 1000, hit)
         if message % 7 == 0:
             target.offer(message + 1000)
 

@@ -66,9 +66,7 @@ class Parent(Actor):
 
     def on_start(self) -> None:
         """Spawn the child."""
-        self.child = self.system.spawn(
-            Hooked, self.log, name="parent/child", parent=self, limit=self.limit
-        )
+        self.child = self.system.spawn(Hooked, self.log, name="parent/child", parent=self, limit=self.limit)
 
     def on_failure(self, exception_type: Any, exception_value: Any, traceback: Any) -> None:
         """Write down why this life ended."""

@@ -101,7 +101,7 @@ def test_watching_while_dying_gives_exactly_one_notice(pool_system: System) -> N
 
             def on_receive(self, message: object, heard: threading.Event = heard) -> None:
                 """Take the notice, or watch."""
-                super().on_receive(message)  # type: ignore[arg-type]
+                super().on_receive(message)
                 if isinstance(message, Terminated):
                     heard.set()
 

@@ -137,6 +137,56 @@ class _LeaderListener:
         return True
 
 
+class _Probe:
+    """Writes through one machine and reads it back there, until that works once."""
+
+    def __init__(self, cluster: SimCluster, machine: str) -> None:
+        self.machine = machine
+        self.passed = False
+        self._cluster = cluster
+        self._world = cluster.world
+        self._attempt = 0
+        self._try()
+
+    def stop(self) -> None:
+        """No further attempts."""
+        self._attempt = -1
+
+    def _try(self) -> None:
+        if self.passed or self._attempt < 0:
+            return
+        self._attempt += 1
+        attempt = self._attempt
+        ref = self._cluster.peer_ref(self.machine)
+        if ref is None:
+            self._world.call_later(0.05, self._try)
+            return
+        key = b"/live/%d" % self._cluster.history.tick()
+
+        def again(why: str) -> None:
+            if attempt == self._attempt and not self.passed:
+                self._world.note(f"through {self.machine}: {why}")
+                self._world.call_later(0.05, self._try)
+
+        def written(future: Any) -> None:
+            if future.error is not None:
+                again(f"write failed: {future.error}")
+                return
+            read = Query(lambda store: store.range(key), True, 2.0)
+            ref.ask(read, block=False).on_done(shown)
+
+        def shown(future: Any) -> None:
+            if future.error is not None:
+                again(f"read failed: {future.error}")
+            elif not future.value:
+                self._cluster.watchtower.accuse(f"{self.machine} does not show its own write")
+            else:
+                self.passed = True
+
+        ref.ask(Propose(["put", key, b"", 0], 2.0), block=False).on_done(written)
+        self._world.call_later(4.5, lambda: again("no answer; the machine went down"))
+
+
 class SimCluster:
     """One run; see the module docstring."""
 
@@ -314,50 +364,15 @@ class SimCluster:
 
     def _demand_writes(self, names: list[str], seconds: float) -> None:
         """Each of these that is a voter must take a write, and show it in a linearizable read."""
-        chronicle = self.watchtower.chronicle
-        done: set[str] = set()
-        begun = self.history.tick()
-        over = False
-
-        def again(name: str) -> None:
-            self.world.call_later(0.05, lambda: write(name))
-
-        def write(name: str) -> None:
-            ref = self.peer_ref(name)
-            if over:
-                return
-            if ref is None:
-                again(name)
-                return
-            key = b"/live/%d/" % begun + name.encode()
-            value = b"%d" % self.history.tick()
-
-            def written(future: Any) -> None:
-                if future.error is not None:
-                    self.world.note(f"write through {name} failed: {future.error}")
-                    again(name)
-                    return
-                read = Query(lambda store: store.range(key), True, 2.0)
-                ref.ask(read, block=False).on_done(shown)
-
-            def shown(future: Any) -> None:
-                if future.error is not None:
-                    self.world.note(f"read through {name} failed: {future.error}")
-                    again(name)
-                elif future.value[0][1].value != value:
-                    self.watchtower.accuse(f"{name} shows {future.value} after writing {value!r}")
-                else:
-                    done.add(name)
-
-            ref.ask(Propose(["put", key, value, 0], 2.0), block=False).on_done(written)
+        probes = [_Probe(self, name) for name in names]
 
         def missing() -> list[str]:
-            return [n for n in names if n in chronicle.config.voters and n not in done]
+            voters = self.watchtower.chronicle.config.voters
+            return [p.machine for p in probes if p.machine in voters and not p.passed]
 
-        for name in names:
-            write(name)
         self.world.run_until(lambda: not missing(), seconds)
-        over = True
+        for probe in probes:
+            probe.stop()
         if missing():
             raise Violation(
                 f"no write and read through {missing()} within {seconds} s "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from brain.raft import Config, HardState, NotLeaderError, Raft, Ready, Role, Settings
+from brain.raft import Config, HardState, Kind, NotLeaderError, Raft, Ready, Role, Settings
 from brain.raftlog import RaftLog
 
 
@@ -20,6 +20,18 @@ class VoteWithoutSync(Raft):
         out = super().ready()
         out.messages = out.messages + [m for m in out.after_sync if m.to != self.id]
         out.after_sync = [m for m in out.after_sync if m.to == self.id]
+        return out
+
+
+class AckWithoutSync(Raft):
+    """Only acknowledged appends leave early; votes wait for the disk."""
+
+    def ready(self) -> Ready:
+        """What a follower acknowledges does not wait for the sync."""
+        out = super().ready()
+        early = [m for m in out.after_sync if m.kind == Kind.APPEND_REPLY and m.to != self.id]
+        out.messages = out.messages + early
+        out.after_sync = [m for m in out.after_sync if m not in early]
         return out
 
 
@@ -53,6 +65,7 @@ class ApplyBeforeCommit(Raft):
 
 MUTANTS: dict[str, type[Raft]] = {
     "vote_without_sync": VoteWithoutSync,
+    "ack_without_sync": AckWithoutSync,
     "read_without_quorum": ReadWithoutQuorum,
     "apply_before_commit": ApplyBeforeCommit,
 }

@@ -161,9 +161,7 @@ def test_every_endpoint_is_named_with_its_reason(cluster: Cluster) -> None:
         Client([], credentials(cluster)).ask("x", 1)
 
 
-def test_a_host_of_another_authority_is_refused(
-    door: Door, cluster: Cluster, strangers: Cluster
-) -> None:
+def test_a_host_of_another_authority_is_refused(door: Door, cluster: Cluster, strangers: Cluster) -> None:
     """In words, not in the library's."""
     client = Client([door.endpoint], credentials(strangers))
     with pytest.raises(UnreachableError, match="not signed by the context's authority"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,6 +124,14 @@ def test_values_that_are_not_data_are_refused(raw: bytes, decoder: Decoder) -> N
         read(raw)
 
 
+def nested(depth: int) -> Any:
+    """Lists in lists."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize("writer", [encode, brain_codec.encode], ids=["transport", "brain"])
 def test_an_object_is_not_written(writer: Callable[[Any], bytes]) -> None:
     """Only data crosses hosts."""
@@ -139,7 +146,7 @@ NOT_ENCODABLE: dict[str, Any] = {
     "a set": {1, 2},
     "a date": datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
     "a decimal": decimal.Decimal("1.5"),
-    "too deep": functools.reduce(lambda inner, _: [inner], range(40), 1),
+    "too deep": nested(40),
 }
 
 
@@ -155,7 +162,7 @@ def test_what_could_not_be_read_back_is_not_written(value: Any, writer: Callable
         writer(value)
 
 
-# -- registered types ---------------------------------------------------------------------
+# -- registered types ------------------------------------------------------------------------------
 
 number = st.integers(0, 2**64 - 1)
 text = st.text(max_size=12)
@@ -223,7 +230,9 @@ def test_a_wrong_number_of_fields_is_refused(kind: type) -> None:
     width = len(packed) - 1
     wrong = [[*packed, None], packed[:1], packed[:-1]] if width else [[*packed, None], [*packed, 1, 2]]
     for fields in wrong:
-        with pytest.raises(FrameError, match=rf"{kind.__name__} has {width} fields, .* has {len(fields) - 1}"):
+        with pytest.raises(
+            FrameError, match=rf"{kind.__name__} has {width} fields, .* has {len(fields) - 1}"
+        ):
             unpack(fields)
 
 
@@ -276,7 +285,8 @@ def test_garbage_only_ever_raises_frame_errors(garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "packed", [None, 1, "text", b"bytes", {}, [], {0: 1}, [99999], [-1, 2], ["x", 1], [None, 1], [[0], 1], [0],
+    "packed", [None, 1, "text", b"bytes", {}, [], {0: 1}, [99999], [-1, 2], ["x", 1], [None, 1], [
+    [0], 1], [0],
                [0, 1, 2], [2**63, 1], [1.5, 2]], ids=repr,
 )  # fmt: skip
 def test_what_is_not_a_message_is_refused(packed: Any) -> None:

@@ -7,13 +7,13 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from transport import tcp, tls
-from transport.codec import encode
+from transport.codec import FrameError, decode, encode, unpack
 from transport.handshake import CLIENT, GUEST, MACHINE, Hello
 
 from .nets import LOOPBACK, PATIENCE_S, Cluster, Impostor, Net, Stranger, bare_context, run, until
@@ -43,10 +43,10 @@ def test_two_nets_exchange_frames_in_order_on_two_lanes(cluster: Cluster) -> Non
         await until(lambda: len(two.frames) == 1000 and len(one.frames) == 500, "all frames")
         assert {sender for sender, _ in two.frames} == {"m1"}
         assert {sender for sender, _ in one.frames} == {"m2"}
-        for lane in (b"0:", b"1:"):
-            got = [int(frame[2:]) for _, frame in two.frames if frame.startswith(lane)]
+        for mark in (b"0:", b"1:"):
+            got = [int(frame[2:]) for _, frame in two.frames if frame.startswith(mark)]
             assert got == list(range(500))
-            back = [int(frame[2:]) for _, frame in one.frames if frame.startswith(lane)]
+            back = [int(frame[2:]) for _, frame in one.frames if frame.startswith(mark)]
             assert back == sorted(back)
         assert one.net.counters.frames_sent == 1000
         assert two.net.counters.frames_received == 1000
@@ -159,7 +159,7 @@ def test_a_link_that_is_lost_before_its_opening_is_noticed_is_opened_again(
     class Slow(tcp._Link):  # noqa: SLF001
         """A link whose loop is so busy that the peer has hung up before anything else happens."""
 
-        def connection_made(self, transport: asyncio.Transport) -> None:
+        def connection_made(self, transport: Any) -> None:
             """Go on only when the peer has hung up."""
             super().connection_made(transport)
             if self.outgoing_to is not None and thread.is_alive():
@@ -207,7 +207,7 @@ def test_links_follow_the_addresses(cluster: Cluster) -> None:
     run(scenario)
 
 
-# -- who may come in --------------------------------------------------------------------------
+# -- who may come in -------------------------------------------------------------------------------
 
 
 def test_a_peer_of_another_authority_is_refused(cluster: Cluster, strangers: Cluster) -> None:
@@ -355,7 +355,7 @@ def test_clients_get_their_answers_on_their_own_link(cluster: Cluster) -> None:
     run(scenario)
 
 
-# -- bad behaviour and limits ---------------------------------------------------------------------
+# -- bad behaviour and limits ----------------------------------------------------------------------
 
 
 def _length(size: int) -> bytes:
@@ -438,7 +438,7 @@ def test_a_frame_that_the_host_refuses_closes_the_link(cluster: Cluster) -> None
 
         def listener(sender: str, payload: bytes) -> None:
             if payload == b"bad":
-                raise tcp.FrameError("no such message")
+                raise FrameError("no such message")
             two.frames.append((sender, payload))
 
         two.net.listen(listener)
@@ -540,14 +540,7 @@ def test_a_reason_taken_from_a_frame_is_short(cluster: Cluster) -> None:
 
     async def scenario() -> None:
         one = Net("m1")
-        router_like: Callable[[str, bytes], None]
-
-        def router_like(sender: str, payload: bytes) -> None:
-            from transport.codec import decode, unpack  # noqa: PLC0415
-
-            unpack(decode(payload))
-
-        one.net.listen(router_like)
+        one.net.listen(lambda sender, payload: unpack(decode(payload)))
         await one.serve()
         guest = await Stranger.connect(one.port, None)
         guest.send(Hello("", "", "", GUEST, 0).encode())

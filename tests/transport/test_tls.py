@@ -104,9 +104,7 @@ def test_both_ends_see_each_others_name_and_role(cluster: Cluster, role: str) ->
 def test_a_server_of_another_authority_is_refused(cluster: Cluster, strangers: Cluster) -> None:
     """The same names, another key: the client says no."""
     with pytest.raises(ssl.SSLCertVerificationError):
-        _handshake(
-            tls.server_context(strangers.identity("m1")), tls.client_context(cluster.identity("m2"))
-        )
+        _handshake(tls.server_context(strangers.identity("m1")), tls.client_context(cluster.identity("m2")))
 
 
 def test_a_client_of_another_authority_is_refused(cluster: Cluster, strangers: Cluster) -> None:
