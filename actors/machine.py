@@ -369,7 +369,8 @@ class Machine(BrainActor):
         steps: list[list[Any]] = []
         after: dict[bytes, bytes | None] = {}
         for unit in units:
-            self._steps_for(unit, steps, after)
+            if unit in self._states or unit not in self.units:  # a supervisor that was silent yet will speak
+                self._steps_for(unit, steps, after)
         if not steps:
             if self._dirty:
                 self._arm_write()

@@ -178,16 +178,19 @@ class LeaderChanged:
 def _message_from_wire(fields: list[Any]) -> Message:
     kind, frm, to, term, index, log_term, commit, entries, reject, hint, context = fields
     numbers = (kind, term, index, log_term, commit, hint, context)
-    if not all(type(n) is int and n >= 0 for n in numbers) or type(frm) is not str:
+    texts_fit = type(frm) is str and type(to) is str and type(reject) is bool
+    if not texts_fit or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("a field has a wrong type")
     whole: list[tuple[int, int, bytes]] = []
     for entry in entries:
         entry_term, entry_kind, data = entry
         if type(entry_term) is not int or type(entry_kind) is not int or type(data) is not bytes:
             raise ValueError("an entry has a wrong type")
+        if entry_term < 0 or not 0 <= entry_kind <= 255:
+            raise ValueError("an entry has a term or kind that no log can hold")
         whole.append((entry_term, entry_kind, data))
     return Message(
-        kind, frm, to, term, index, log_term, commit, tuple(whole), bool(reject), hint, context
+        kind, frm, to, term, index, log_term, commit, tuple(whole), reject, hint, context
     )
 
 

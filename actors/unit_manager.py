@@ -129,6 +129,7 @@ class UnitManager(Actor):
         self._failures = 0
         self._probing = 0
         self._last_report: Any = None
+        self._unchecked = False  # found running: what was said of it holds until it was probed
         self._problem = ""
 
     # -- life ----------------------------------------------------------------------------
@@ -251,8 +252,10 @@ class UnitManager(Actor):
         if placement.launched:
             if self.service.sub is Sub.DEAD and not self.service.wanted:
                 self._request_start()
-        elif self.service.wanted:
-            self._act(self.service.stop())
+        else:
+            if self.service.wanted:
+                self._act(self.service.stop())
+            self._report()
 
     def _loaded_is_stale(self, placement: Placement) -> bool:
         ran = (self._meta.get("hash"), self._meta.get("fence"), self._meta.get("asked", 0))
@@ -302,7 +305,7 @@ class UnitManager(Actor):
             "asked": self.placement.restarts,
             "ports": ports,
             "invocation": self._ports.rng.token(),
-            "restarts": 0,
+            "restarts": self.service.restarts if self.service is not None else 0,
         }
         self._handle.remember(self._meta)
 
@@ -357,17 +360,39 @@ class UnitManager(Actor):
         )
         if self.service is not None and self.service.sub is Sub.DEAD and same:
             self.service.restarts = int(self._meta.get("restarts", 0))
-            done = self._meta.get("exited") and self.spec is not None and self.spec.remain_after_exit
-            if main and not any(e.get("main") for e in event["pending"] if e["ev"] == "ended"):
-                self._main_pid = main[0]
-                self._act(self.service.adopt(True))
-            elif done:
-                self._act(self.service.adopt(False))
+            self._resume(main, event)
         elif not self._empty:
             self._handle.kill(9, True)
-        if not self._empty and not main:
-            self._handle.kill(9, True)
         self._settle()
+
+    def _resume(self, main: list[int], event: dict[str, Any]) -> None:
+        """Go on with what an earlier life of this actor, or of the host process, had started."""
+        assert self.service is not None and self.spec is not None
+        ends = event.get("ends", {})
+        how = ends.get("main")
+        starting = [s for s in ends if s.startswith(("start-pre.", "start."))][-1:]
+        under_way = [
+            known["step"] for known in event["processes"].values()
+            if not known["main"] and known["step"].startswith(("start-pre.", "start."))
+        ]  # fmt: skip
+        if main:
+            self._main_pid = main[0]
+            self._unchecked = self.spec.health is not None
+            self._act(self.service.adopt(True))
+        elif self._meta.get("finished"):
+            self._act(self.service.settled(self._meta["finished"]))
+        elif self._meta.get("exited") and self.spec.remain_after_exit:
+            self._act(self.service.adopt(False))
+        elif how is not None and not how.get("fenced"):
+            self._act(self.service.adopt(True))
+            self._ended("", True, Exit(how["code"], how["signal"]))
+        elif under_way:
+            self._act(self.service.resume(under_way[0]))
+        elif starting and how is None:
+            self._act(self.service.resume(starting[0]))
+            self._ended(starting[0], False, Exit(ends[starting[0]]["code"], ends[starting[0]]["signal"]))
+        elif not self._empty:
+            self._handle.kill(9, True)
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         """The shim is gone, and its main process with it."""
@@ -478,7 +503,11 @@ class UnitManager(Actor):
         if self.service.sub is Sub.EXITED and not self._meta.get("exited"):
             self._meta["exited"] = True
             self._handle.remember(self._meta)
+        if self.service.sub in (Sub.DEAD, Sub.FAILED) and self.service.wanted and self._meta:
+            self._meta["finished"] = self.service.result  # by itself, so no new life may start it again
+            self._handle.remember(self._meta)
         up = self.service.sub in (Sub.RUNNING, Sub.RELOAD)
+        self._unchecked = self._unchecked and up
         if not up and self.health != "none":
             self.health = "none"
             self._probing += 1
@@ -515,10 +544,10 @@ class UnitManager(Actor):
         self._failures = 0 if well else self._failures + 1
         health = "passing" if well else "failing" if self._failures >= check.retries else self.health
         young = self._ports.clock.wall() - self._since < check.start_period
+        self._unchecked = False
         self._health_detail = detail
-        if health != self.health:
-            self.health = health
-            self._report()
+        self.health = health
+        self._report()
         # a unit that is coming up is looked at often, so that it is announced as soon as it can be
         pause = min(check.interval, STARTING_PROBE_S) if young and not well else check.interval
         self.after(pause, lambda: self._probe(round_))
@@ -555,6 +584,8 @@ class UnitManager(Actor):
     def _report(self) -> None:
         if self.service is not None and self.service.main_running and not self._main_pid:
             return  # its process was asked for; the shim's answer is what is true
+        if self._unchecked:
+            return
         announce: dict[str, str] = {}
         spec = self.spec
         up = self.service is not None and self.service.sub in (Sub.RUNNING, Sub.RELOAD)

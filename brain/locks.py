@@ -17,7 +17,15 @@ QUEUE_MAX = 10_000
 HOLDERS_MAX = 1_000
 #: Seconds after which a holder counts as overdue (it still holds).
 DEADLINE_S = 900
-_GROUP = re.compile(r"^[a-zA-Z0-9.-]{1,64}$")
+_GROUP = re.compile(r"[a-zA-Z0-9.-]{1,64}")
+
+
+_ARGUMENTS: dict[str, dict[str, type]] = {
+    "acquire": {"machine": str, "reason": str, "boot_id": str, "wait": bool},
+    "release": {"machine": str, "token": int, "force": bool},
+    "set_max": {"max_holders": int},
+    "forget": {"machine": str},
+}
 
 
 class LockError(Exception):
@@ -30,7 +38,7 @@ class LockError(Exception):
 
 def check_group(group: str) -> None:
     """Raise :class:`LockError` unless ``group`` is a legal name."""
-    if not _GROUP.match(group):
+    if not _GROUP.fullmatch(group):
         raise LockError(
             "lock_group", f"lock group {group!r}: letters, digits, '.' and '-', at most 64 of them"
         )
@@ -62,6 +70,11 @@ def decide(
     ``token`` is the revision this decision would be: it fences every grant in it.
     """
     check_group(state["group"])
+    accepted = _ARGUMENTS.get(verb)
+    if accepted is not None and {k: type(v) for k, v in arguments.items()} != accepted:
+        if verb == "set_max" and set(arguments) == set(accepted):
+            raise LockError("lock_max", f"max: a number from 0 to {HOLDERS_MAX}, not {arguments['max_holders']!r}")
+        raise LockError("malformed", f"{verb} takes {', '.join(accepted)}")
     if verb == "acquire":
         return _acquire(state, token=token, now_ms=now_ms, **arguments)
     if verb == "release":

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedDict
 
-from . import locks
+from . import locks, shapes
 from .codec import encode
 
 #: Revisions kept for reads and watches that start in the past.
@@ -132,9 +132,12 @@ class Store:
         """
         self.log_time_ms = max(self.log_time_ms, now_ms)
         before = self.revision
-        operation = _OPERATIONS.get(command[0])
+        name = command[0] if command else ""
+        operation = _OPERATIONS.get(name) if type(name) is str else None
         if operation is None:
-            return StoreError("unknown_command", f"no command is named {command[0]!r}"), []
+            return StoreError("unknown_command", f"no command is named {name!r}"), []
+        if not shapes.fits(name, command[1:]):
+            return StoreError("malformed", f"{name}: the arguments are not what this command takes"), []
         try:
             result = operation(self, *command[1:])
         except StoreError as error:
@@ -348,8 +351,11 @@ class Store:
 
     def _check_steps(self, steps: list[Any]) -> None:
         seen: set[bytes] = set()
+        doomed = [(step[1], step[2] if len(step) > 2 else None) for step in steps if step[0] == "delete"]
         for step in steps:
             if step[0] == "put":
+                if any(k == step[1] if end is None else k <= step[1] and (not end or step[1] < end) for k, end in doomed):
+                    raise StoreError("duplicate_key", "a transaction may not put a key that it deletes")
                 if step[1] in seen:
                     raise StoreError("duplicate_key", "a transaction may put a key only once")
                 seen.add(step[1])

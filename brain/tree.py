@@ -134,7 +134,8 @@ def _children(store: Store, path: str, depth: int) -> list[Node]:
             break
         name = directory[len(prefix) :].partition("/")[0]
         names.setdefault(name, None)
-        low = prefix + name + "0"
+        # after the directory itself come "a-b" and the like, then what is below it
+        low = directory + "\0" if directory == prefix + name else prefix + name + "0"
     nodes = []
     for name in sorted(names):
         if not name or name.startswith("_"):
@@ -330,9 +331,9 @@ def _expire(store: Store) -> dict[str, Any]:
             return {"expired": expired}
         path = heapq.heappop(store.expiries)[1]
         item = store.live.get(path.encode())
-        if item is not None:
+        if item is not None and item.expires == due:
             _remove_file(store, path, item, "expire")
-        else:
+        else:  # a directory, perhaps beside a key of the same name that another door wrote
             _remove_dir(store, path, "expire")
         expired += 1
 

@@ -157,7 +157,7 @@ class Service:
     sub: Sub = Sub.DEAD
     result: str = "success"
     main_running: bool = False
-    others_running: int = 0
+    step_running: bool = False
     last_exit: Exit | None = None
     restarts: int = 0
     wanted: bool = False
@@ -185,6 +185,23 @@ class Service:
         self._move(Sub.RUNNING if main_running else Sub.EXITED)
         return [Changed()]
 
+    def resume(self, step: str) -> list[Action]:
+        """Found in the middle of its start: this command runs, or its end is told next."""
+        self.wanted = True
+        name, _, number = step.rpartition(".")
+        self._move(Sub(name))
+        self._step = int(number)
+        self.step_running = True
+        limit = self.spec.timeout_start_sec
+        return [Arm(limit) if math.isfinite(limit) else Disarm(), Changed()]
+
+    def settled(self, result: str) -> list[Action]:
+        """Found as it had ended by itself: it stays so until somebody asks for it again."""
+        self.wanted = True
+        self.result = result
+        self._move(Sub.DEAD if result == "success" else Sub.FAILED)
+        return [Changed()]
+
     def stop(self) -> list[Action]:
         """Stop it and do not restart it."""
         self.wanted = False
@@ -207,6 +224,10 @@ class Service:
         """A process of ours has ended."""
         if main and self._main_ended(how):
             return self._after_main(how)
+        if not main:
+            self.step_running = False
+            if self.sub in (Sub.STOP_SIGTERM, Sub.STOP_SIGKILL) and not self.main_running:
+                return self._after_asked()
         if not main and self.sub in _LISTS and step == f"{self.sub.value}.{self._step}":
             return self._after_step(how)
         return []
@@ -238,8 +259,14 @@ class Service:
                 return self._steps(Sub.STOP_POST)
             self._move(Sub.STOP_SIGKILL)
             return [Kill(signal.SIGKILL, self.spec.kill_mode != "process"), Arm(10.0), Changed()]
-        if self.sub in (Sub.STOP_SIGKILL, Sub.STOP_POST):
+        if self.sub is Sub.STOP_SIGKILL:
             self._fail("timeout")
+            return self._steps(Sub.STOP_POST)
+        if self.sub is Sub.STOP_POST:
+            self._fail("timeout")
+            self._move(Sub.FINAL_SIGKILL)
+            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
+        if self.sub is Sub.FINAL_SIGKILL:
             return self._finish()
         return []
 
@@ -292,6 +319,7 @@ class Service:
         if is_main:
             self.main_running = True
             return actions + self._steps(Sub.START_POST)
+        self.step_running = True
         return actions
 
     def _steps_done(self, state: Sub) -> list[Action]:
@@ -334,14 +362,25 @@ class Service:
         clean = how.is_clean(self.spec, True) or bool(commands and commands[-1].ignore_failure)
         if not clean:
             self._fail(how.result)
-        if self.sub in (Sub.STOP, Sub.STOP_SIGTERM, Sub.STOP_SIGKILL, Sub.STOP_POST, Sub.FINAL_SIGKILL):
-            return []  # expected: group_empty moves on
+        if self.sub in (Sub.STOP_SIGTERM, Sub.STOP_SIGKILL):
+            return self._after_asked()
+        if self.sub in (Sub.STOP, Sub.STOP_POST, Sub.FINAL_SIGKILL):
+            return []  # expected: the commands' end moves on
         if self.sub is Sub.START_POST and self._step < len(self.spec.exec_start_post):
             return self._kill() if not clean else []
         if clean and self.spec.remain_after_exit:
             self._move(Sub.EXITED)
             return [Disarm(), Changed()]
         return self._enter_stop()
+
+    def _after_asked(self) -> list[Action]:
+        """The process that was asked to end did: what of the rest, by KillMode=."""
+        if self.spec.kill_mode == "process":
+            return self._steps(Sub.STOP_POST)  # the rest is none of our business
+        if self.spec.kill_mode == "mixed" and self.sub is Sub.STOP_SIGTERM:
+            self._move(Sub.STOP_SIGKILL)
+            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
+        return []  # expected: group_empty moves on
 
     def _after_step(self, how: Exit) -> list[Action]:
         command = getattr(self.spec, _LISTS[self.sub])[self._step]
@@ -365,13 +404,16 @@ class Service:
 
     def _kill(self) -> list[Action]:
         """Ask what is left to end; ``group_empty`` or the timer moves on."""
-        if self.spec.kill_mode == "none":
+        mode = self.spec.kill_mode
+        gone = not self.main_running and not self.step_running
+        if mode == "none" or (mode == "process" and gone):
             return self._steps(Sub.STOP_POST)
         self._move(Sub.STOP_SIGTERM)
-        whole = self.spec.kill_mode == "control-group"
+        if mode == "mixed" and gone:
+            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
         limit = self.spec.timeout_stop_sec
         timer: Action = Arm(limit) if math.isfinite(limit) else Disarm()
-        return [Kill(self.spec.kill_signal, whole), timer, Changed()]
+        return [Kill(self.spec.kill_signal, mode == "control-group"), timer, Changed()]
 
     def _finish(self) -> list[Action]:
         if self._should_restart():

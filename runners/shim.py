@@ -118,6 +118,7 @@ class Shim:
         self.processes: dict[int, dict] = {}  # pid -> {step, main, start}
         self.events: list[dict] = []
         self.meta: dict = {}
+        self.ends: dict[str, dict] = {}  # how what this run had started ended, by step
         self.client: socket.socket | None = None
         self.buffer = b""
         self.quitting = False
@@ -218,6 +219,7 @@ class Shim:
                      "code": max(code, 0), "signal": max(-code, 0)}
             if self.fence_stage and known["main"]:
                 event["fenced"] = True
+            self.ends["main" if known["main"] else known["step"]] = event
             self.read_output()
             self.emit(event)
 
@@ -233,6 +235,7 @@ class Shim:
         if error:
             os.waitpid(pid, 0)
             self.log.write([f"{command['argv'][0]}: {error}".encode()])
+            self.ends["main" if command["main"] else command["step"]] = {"code": 203, "signal": 0}
             self.emit({"ev": "failed", "step": command["step"], "main": command["main"], "error": error})
             self.reap()
             return
@@ -250,6 +253,11 @@ class Shim:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
+            try:  # the host process may be protected from the OOM killer; its units are not
+                with open("/proc/self/oom_score_adj", "w") as f:
+                    f.write("0")
+            except OSError:
+                pass
             os.umask(command.get("umask", 0o022))
             if command.get("nice"):
                 os.nice(command["nice"])
@@ -311,9 +319,8 @@ class Shim:
         if command["whole"]:
             self.signal_all(command["signal"])
         else:
-            for pid, known in self.processes.items():
-                if known["main"]:
-                    self.signal_one(pid, command["signal"])
+            for pid in list(self.processes):  # the main process, and a step that runs
+                self.signal_one(pid, command["signal"])
         self.reap()
         if self.was_empty:
             self.emit({"ev": "empty"})
@@ -359,7 +366,7 @@ class Shim:
         pending, self.events = self.events, []
         self.emit({"ev": "hello", "me": self.me, "meta": self.meta, "pending": pending,
                    "processes": {str(p): k for p, k in self.processes.items()},
-                   "empty": self.was_empty})
+                   "ends": self.ends, "empty": self.was_empty})
 
     def receive(self) -> None:
         try:
@@ -382,6 +389,8 @@ class Shim:
         elif op == "kill":
             self.kill(command)
         elif op == "meta":
+            if command["meta"].get("invocation") != self.meta.get("invocation"):
+                self.ends = {}
             self.meta = command["meta"]
         elif op == "quit":
             self.quitting = True

@@ -58,6 +58,7 @@ class _Shim:
         self.pid = 0
         self.listener: SimHandle | None = None
         self.pending: list[Event] = []
+        self.ends: dict[str, Event] = {}
         self.alive = True
         self.was_fenced = False
         self._fence_timer: SimTimer | None = None
@@ -91,6 +92,7 @@ class _Shim:
                      "code": 0 if number else 1, "signal": number}  # fmt: skip
             if self.was_fenced:
                 event["fenced"] = True
+            self.ends["main"] = event
             self.emit(event)
         self.emit({"ev": "empty"})
 
@@ -153,7 +155,7 @@ class SimHandle:
         pending, shim.pending = shim.pending, []
         processes = {str(shim.pid): shim.main} if shim.main is not None else {}
         self.report({"ev": "hello", "me": {}, "meta": shim.meta, "pending": pending,
-                     "processes": processes, "empty": shim.main is None})  # fmt: skip
+                     "processes": processes, "ends": shim.ends, "empty": shim.main is None})  # fmt: skip
 
     def report(self, event: Event) -> bool:
         """Deliver, unless this host process is gone (then the shim keeps the event)."""
@@ -184,6 +186,8 @@ class SimHandle:
     def remember(self, meta: dict[str, Any]) -> None:
         """Keep a note in the shim."""
         if self._shim is not None:
+            if meta.get("invocation") != self._shim.meta.get("invocation"):
+                self._shim.ends = {}
             self._shim.meta = dict(meta)
 
     def quit(self) -> None:

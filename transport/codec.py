@@ -91,9 +91,11 @@ def unpack(packed: Any) -> Any:
     if type(packed) is not list or not packed:
         raise FrameError("a message is an array that starts with its number")
     number = packed[0]
+    if type(number) is not int:
+        raise FrameError(f"a message starts with its number, not with {type(number).__name__}")
     if number == 0 and len(packed) == 2:
         return packed[1]
-    kind = _by_number.get(number) if type(number) is int else None
+    kind = _by_number.get(number)
     if kind is None:
         raise FrameError(f"no message has the number {number!r}")
     if len(packed) != kind.width + 1:

@@ -24,9 +24,11 @@ def frame(payload: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream into payloads, however it is chopped."""
 
-    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX, first_bytes_max: int | None = None) -> None:
+        """``first_bytes_max``: a lower limit for the first frame, from somebody unknown."""
         self._buffer = bytearray()
         self._bytes_max = bytes_max
+        self._limit = first_bytes_max if first_bytes_max is not None else bytes_max
 
     def feed(self, data: bytes) -> list[bytes]:
         """Payloads that are complete now; raises :class:`FrameError` on an illegal length."""
@@ -36,15 +38,15 @@ class FrameReader:
         at = 0
         while len(buffer) - at >= 4:
             (length,) = _LENGTH.unpack_from(buffer, at)
-            if length > self._bytes_max:
+            if length > self._limit:
                 raise FrameError(
-                    f"frame_bytes_max: a frame of {length} bytes was announced, "
-                    f"{self._bytes_max} are accepted"
+                    f"frame_bytes_max: a frame of {length} bytes was announced, {self._limit} are accepted"
                 )
             if len(buffer) - at - 4 < length:
                 break
             out.append(bytes(buffer[at + 4 : at + 4 + length]))
             at += 4 + length
+            self._limit = self._bytes_max
         if at:
             del buffer[:at]
         return out

@@ -20,6 +20,7 @@ from kernel.ports import Net
 from kernel.system import System
 
 from .codec import FrameError, decode, encode, pack, unpack
+from .frames import FRAME_BYTES_MAX
 from .handshake import GUEST
 
 _TELL, _ASK, _REPLY = 0, 1, 2
@@ -150,7 +151,7 @@ class Router:
             if type(parts) is not list or not parts:
                 raise FrameError("a frame is an array")
             if parts[0] == _REPLY and len(parts) == 4:
-                self._on_reply(*parts[1:])
+                self._on_reply(sender, *parts[1:])
             elif parts[0] == _TELL and len(parts) == 3:
                 self._on_tell(sender, parts[1], unpack(parts[2]))
             elif parts[0] == _ASK and len(parts) == 5:
@@ -170,6 +171,8 @@ class Router:
 
     def _on_tell(self, sender: str, path: Any, message: Any) -> None:
         ref = self._target(sender, path)
+        if sender.startswith((GUEST, "client")):
+            message = FromClient(sender, message)
         if ref is None or not ref.offer(message):
             self.dead_letters += 1
 
@@ -189,7 +192,13 @@ class Router:
     def _reply(self, sender: str, number: int, future: Future[Any]) -> None:
         error = future.error
         if error is None:
-            self._net.send(sender, CONTROL, encode([_REPLY, number, True, pack(future.value)]))
+            try:
+                answer = encode([_REPLY, number, True, pack(future.value)])
+                if len(answer) > FRAME_BYTES_MAX:
+                    raise FrameError(f"frame_bytes_max: {FRAME_BYTES_MAX} bytes, this has {len(answer)}")
+                self._net.send(sender, CONTROL, answer)
+            except Exception as failure:
+                self._reply_error(sender, number, "unsendable", f"the answer cannot be sent: {failure}")
             return
         code = getattr(error, "code", None)
         if code is None:
@@ -199,9 +208,13 @@ class Router:
     def _reply_error(self, sender: str, number: int, code: str, text: str) -> None:
         self._net.send(sender, CONTROL, encode([_REPLY, number, False, [0, [code, text]]]))
 
-    def _on_reply(self, number: Any, ok: Any, packed: Any) -> None:
+    def _on_reply(self, sender: str, number: Any, ok: Any, packed: Any) -> None:
         if type(number) is not int or type(ok) is not bool:
             raise FrameError("a reply carries its number and whether it went well")
+        pending = self._asks.get(number)
+        if pending is not None and pending[1] != sender:
+            self.bad_frames += 1  # numbers are easy to guess: only who was asked may answer
+            return
         value = unpack(packed)
         if ok:
             self._finish(number, value, None)

@@ -15,7 +15,16 @@ from typing import Any
 
 from .codec import FrameError
 from .frames import FrameReader, frame
-from .handshake import CLIENT, GUEST, HANDSHAKE_S_MAX, MACHINE, Handshake, HandshakeError, Hello
+from .handshake import (
+    CLIENT,
+    GUEST,
+    HANDSHAKE_S_MAX,
+    HELLO_BYTES_MAX,
+    MACHINE,
+    Handshake,
+    HandshakeError,
+    Hello,
+)
 from .tls import identity_of
 
 logger = logging.getLogger("argosy.transport")
@@ -27,6 +36,8 @@ LANES = (CONTROL, BULK)
 SEND_QUEUE_BYTES_MAX = 32 * 1024 * 1024
 #: Links that others may open to this host.
 INBOUND_LINKS_MAX = 4096
+#: Characters kept of why a link was refused: some of them are the peer's.
+REASON_CHARS_MAX = 300
 #: Seconds between attempts to open a link: doubling from the first to the last, with jitter.
 RECONNECT_S_FIRST, RECONNECT_S_LAST = 0.05, 1.0
 
@@ -57,7 +68,7 @@ class _Link(asyncio.Protocol):
         self.outgoing_to = outgoing_to
         self.lane = lane
         self.transport: Any = None
-        self.reader = FrameReader()
+        self.reader = FrameReader(first_bytes_max=HELLO_BYTES_MAX)
         self.handshake: Handshake | None = None
         self.peer: Hello | None = None
         self.name = ""
@@ -99,9 +110,10 @@ class _Link(asyncio.Protocol):
         hello = self.handshake.receive(payload)
         if self.guest_only and hello.role != GUEST:
             raise HandshakeError("a peer without a certificate may only be a guest")
-        if self.outgoing_to is not None and hello.machine != self.outgoing_to:
+        if self.outgoing_to is not None and (hello.role, hello.machine) != (MACHINE, self.outgoing_to):
             raise HandshakeError(
-                f"machine {self.outgoing_to} was expected there, {hello.machine} answered"
+                f"machine {self.outgoing_to} was expected there, "
+                f"{'' if hello.role == MACHINE else hello.role + ' '}{hello.machine} answered"
             )
         self.peer = hello
         if self.deadline is not None:
@@ -172,6 +184,9 @@ class _Peer:
                 )
             except (TimeoutError, OSError, ssl.SSLError, ValueError) as error:
                 self._note(error)
+                await asyncio.sleep(self._pause())
+                continue
+            if self.wanted and link.closed:  # lost before this task went on
                 await asyncio.sleep(self._pause())
                 continue
             if self.wanted:
@@ -313,6 +328,7 @@ class TcpNet:
 
     def refuse(self, link: _Link, why: str) -> None:
         """Close a link that broke a rule; say so once per reason."""
+        why = why[:REASON_CHARS_MAX]
         seen = self.counters.refused.get(why, 0)
         if len(self.counters.refused) < 1000 or seen:
             self.counters.refused[why] = seen + 1

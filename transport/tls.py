@@ -137,6 +137,7 @@ def fingerprint(authority: bytes) -> str:
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read, atomically."""
     temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)  # whatever was left there must not lend its mode
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.write(handle, data)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from actors.raft_messages import ChangeConfig, Propose, TransferLeadership
 from actors.raft_peer import RaftPeer
 from brain import snapshot

@@ -1,4 +1,4 @@
-"""The Raft core, sentence by sentence of Ongaro's dissertation; each test names its section."""
+"""The Raft core against the rules of Ongaro's dissertation; each test names its section."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ ROLES = {
 
 @pytest.mark.parametrize("role", ROLES)
 def test_5_1_a_higher_term_makes_a_follower(role: str) -> None:
-    """ "If one server's current term is smaller than the other's, then it updates its current term
+    """If one server's current term is smaller than the other's, then it updates its current term
     to the larger value. If a candidate or leader discovers that its term is out of date, it
-    immediately reverts to follower state."
+    immediately reverts to follower state.
     """
     core = ROLES[role]()
     core.step(Message(Kind.APPEND, "2", "1", 5))
@@ -59,7 +59,7 @@ def test_5_1_a_higher_term_makes_a_follower(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_5_1_a_stale_term_is_rejected(role: str) -> None:
-    """ "If a server receives a request with a stale term number, it rejects the request."
+    """If a server receives a request with a stale term number, it rejects the request.
 
     Nothing changes, and a deposed leader is told the term it has missed.
     """
@@ -84,7 +84,7 @@ def test_5_1_a_stale_term_is_rejected(role: str) -> None:
 
 
 def test_5_1_term_and_vote_are_on_disk_before_they_are_promised() -> None:
-    """Figure 3.1: persistent state is "updated on stable storage before responding to RPCs"."""
+    """Figure 3.1: persistent state is updated on stable storage before responding to RPCs."""
     core = raft()
     core.step(Message(Kind.VOTE, "2", "1", 3))
     done = drive(core, sync=False)
@@ -113,8 +113,8 @@ def test_5_1_a_candidates_own_vote_counts_only_when_it_is_on_disk() -> None:
 
 
 def test_5_2_a_follower_that_hears_nothing_stands_for_election() -> None:
-    """ "It increments its current term and transitions to candidate state. It then votes for itself
-    and issues RequestVote RPCs in parallel to each of the other servers."  (After a pre-vote, 9.6.)
+    """It increments its current term and transitions to candidate state. It then votes for itself
+    and issues RequestVote RPCs in parallel to each of the other servers.  (After a pre-vote, 9.6.)
     """
     core = raft(voters="12345", terms=[1, 1], term=2)
     ticks(core, ELECTION - 1)
@@ -130,7 +130,7 @@ def test_5_2_a_follower_that_hears_nothing_stands_for_election() -> None:
 
 
 def test_5_2_a_leader_that_is_heard_keeps_followers_quiet() -> None:
-    """ "A server remains in follower state as long as it receives valid RPCs from a leader"."""
+    """A server remains in follower state as long as it receives valid RPCs from a leader."""
     core = follower()
     for _ in range(5):
         ticks(core, ELECTION - 1)
@@ -140,7 +140,7 @@ def test_5_2_a_leader_that_is_heard_keeps_followers_quiet() -> None:
 
 
 def test_5_2_election_timeouts_are_drawn_from_once_to_twice_the_time() -> None:
-    """ "Election timeouts are chosen randomly from a fixed interval", anew for each election."""
+    """Election timeouts are chosen randomly from a fixed interval, anew for each election."""
     draws = iter(range(ELECTION))
     core = raft(draw=lambda n: next(draws))
     waited = []
@@ -167,8 +167,8 @@ ELECTIONS = [
 def test_5_2_a_candidate_wins_with_the_votes_of_a_majority(
     size: int, votes: dict[str, bool], role: Role
 ) -> None:
-    """ "A candidate wins an election if it receives votes from a majority of the servers in the full
-    cluster for the same term."  A vote is counted once, however often it comes.
+    """A candidate wins an election if it receives votes from a majority of the servers in the full
+    cluster for the same term.  A vote is counted once, however often it comes.
     """
     core = candidate(raft(voters=[str(n) for n in range(1, size + 1)]))
     drive(core)
@@ -202,8 +202,8 @@ def test_5_2_votes_of_others_and_of_other_terms_do_not_count() -> None:
     ],
 )
 def test_5_2_a_server_votes_once_in_a_term(vote: str, asker: str, granted: bool) -> None:
-    """ "Each server will vote for at most one candidate in a given term, on a first-come-first-served
-    basis", also after a restart.
+    """Each server will vote for at most one candidate in a given term, on a first-come-first-served
+    basis, also after a restart.
     """
     core = raft(term=1, vote=vote)
     core.step(Message(Kind.VOTE, asker, "1", 1))
@@ -215,8 +215,8 @@ def test_5_2_a_server_votes_once_in_a_term(vote: str, asker: str, granted: bool)
 @pytest.mark.parametrize("kind", [Kind.APPEND, Kind.HEARTBEAT])
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_5_2_a_candidate_recognises_a_legitimate_leader(kind: Kind, ahead: int) -> None:
-    """ "If the leader's term is at least as large as the candidate's current term, then the candidate
-    recognizes the leader as legitimate and returns to follower state."
+    """If the leader's term is at least as large as the candidate's current term, then the candidate
+    recognizes the leader as legitimate and returns to follower state.
     """
     core = candidate(raft())
     drive(core)
@@ -225,7 +225,7 @@ def test_5_2_a_candidate_recognises_a_legitimate_leader(kind: Kind, ahead: int) 
 
 
 def test_5_2_a_split_vote_is_followed_by_another_election() -> None:
-    """ "Each candidate will time out and start a new election by incrementing its term"."""
+    """Each candidate will time out and start a new election by incrementing its term."""
     core = candidate(raft())
     drive(core)
     first = core.term
@@ -235,7 +235,7 @@ def test_5_2_a_split_vote_is_followed_by_another_election() -> None:
 
 
 def test_5_2_a_leader_sends_heartbeats_to_everyone() -> None:
-    """ "It then sends heartbeat messages to all of the other servers to establish its authority"."""
+    """It then sends heartbeat messages to all of the other servers to establish its authority."""
     core = leader(raft(voters="123", learners="4"))
     for _ in range(3):
         ticks(core, SETTINGS.heartbeat_ticks)
@@ -261,8 +261,8 @@ def test_5_2_at_most_one_leader_in_a_term() -> None:
 
 
 def test_5_3_a_leader_appends_and_replicates() -> None:
-    """ "The leader appends the command to its log as a new entry, then issues AppendEntries RPCs in
-    parallel to each of the other servers", naming the entry before the new ones.
+    """The leader appends the command to its log as a new entry, then issues AppendEntries RPCs in
+    parallel to each of the other servers, naming the entry before the new ones.
     """
     core = leader(raft(terms=[1, 1]))
     ack(core, "2", "3")
@@ -281,8 +281,8 @@ def test_5_3_a_leader_appends_and_replicates() -> None:
     (4, "2", False), (4, "23", True)],
 )  # fmt: skip
 def test_5_3_an_entry_is_committed_when_a_majority_has_it(size: int, acks: str, committed: bool) -> None:
-    """ "A log entry is committed once the leader that created the entry has replicated it on a
-    majority of the servers."
+    """A log entry is committed once the leader that created the entry has replicated it on a
+    majority of the servers.
     """
     core = leader(raft(voters=[str(n) for n in range(1, size + 1)]))
     core.propose([b"a"])
@@ -332,8 +332,8 @@ def test_5_3_an_acknowledgement_is_sent_when_the_entries_are_on_disk() -> None:
 
 
 def test_5_3_committing_an_entry_commits_all_before_it() -> None:
-    """ "This also commits all preceding entries in the leader's log, including entries created by
-    previous leaders."
+    """This also commits all preceding entries in the leader's log, including entries created by
+    previous leaders.
     """
     core = leader(raft(terms=[1, 2, 2]))
     assert core.log.commit == 0
@@ -343,8 +343,8 @@ def test_5_3_committing_an_entry_commits_all_before_it() -> None:
 
 @pytest.mark.parametrize("commit", range(5))
 def test_5_3_a_follower_applies_what_it_learns_is_committed_in_order(commit: int) -> None:
-    """ "Once a follower learns that a log entry is committed, it applies the entry to its local state
-    machine (in log order)."  No further than it has entries from this leader.
+    """Once a follower learns that a log entry is committed, it applies the entry to its local state
+    machine (in log order).  No further than it has entries from this leader.
     """
     core = follower()
     entries = tuple(entry(1, b"%d" % n) for n in range(3))
@@ -367,8 +367,8 @@ def test_5_3_a_heartbeat_commits_no_further_than_the_log() -> None:
     [(0, 0, True), (1, 1, True), (2, 2, True), (1, 2, False), (2, 1, False), (3, 2, False), (9, 3, False)],
 )
 def test_5_3_the_consistency_check(index: int, term: int, accepted: bool) -> None:
-    """ "If the follower does not find an entry in its log with the same index and term, then it
-    refuses the new entries."
+    """If the follower does not find an entry in its log with the same index and term, then it
+    refuses the new entries.
     """
     core = follower(term=3, terms=[1, 2])
     core.step(Message(Kind.APPEND, "2", "1", 3, index, term, entries=(entry(3),)))
@@ -390,8 +390,8 @@ def test_5_3_the_consistency_check(index: int, term: int, accepted: bool) -> Non
 def test_5_3_conflicting_entries_are_replaced(
     before: int, before_term: int, terms: list[int], expected: list[int]
 ) -> None:
-    """ "If an existing entry conflicts with a new one (same index but different terms), delete the
-    existing entry and all that follow it."  An older, shorter message deletes nothing.
+    """If an existing entry conflicts with a new one (same index but different terms), delete the
+    existing entry and all that follow it.  An older, shorter message deletes nothing.
     """
     core = follower(term=4, terms=[1, 2, 2])
     core.step(Message(Kind.APPEND, "2", "1", 4, before, before_term, entries=tuple(entry(t) for t in terms)))
@@ -429,8 +429,8 @@ def test_5_3_the_leader_brings_any_follower_into_line(terms: list[int]) -> None:
 
 
 def test_5_3_one_refusal_per_conflicting_term() -> None:
-    """ "The AppendEntries RPC will be required for each term with conflicting entries, rather than one
-    RPC per entry": a thousand of them are repaired in a handful of messages.
+    """The AppendEntries RPC will be required for each term with conflicting entries, rather than one
+    RPC per entry: a thousand of them are repaired in a handful of messages.
     """
     lead = raft("1", terms=[1] * 500 + [5] * 500)
     behind = raft("2", terms=[1] * 500 + [2] * 300 + [3] * 300)
@@ -478,8 +478,8 @@ def test_5_3_any_two_logs_that_can_exist_are_reconciled(
 def test_5_4_1_a_vote_goes_only_to_a_log_that_is_as_up_to_date(
     mine: list[int], theirs: list[int], granted: bool
 ) -> None:
-    """ "If the logs have last entries with different terms, then the log with the later term is more
-    up-to-date. If the logs end with the same term, then whichever log is longer".  For the
+    """If the logs have last entries with different terms, then the log with the later term is more
+    up-to-date. If the logs end with the same term, then whichever log is longer.  For the
     pre-vote the same.
     """
     for kind in (Kind.VOTE, Kind.PRE_VOTE):
@@ -491,8 +491,8 @@ def test_5_4_1_a_vote_goes_only_to_a_log_that_is_as_up_to_date(
 
 
 def test_5_4_2_entries_of_earlier_terms_are_not_committed_by_counting() -> None:
-    """ "Raft never commits log entries from previous terms by counting replicas. Only log entries from
-    the leader's current term are committed by counting replicas".  (Figure 3.7, 8 in the paper.)
+    """Raft never commits log entries from previous terms by counting replicas. Only log entries from
+    the leader's current term are committed by counting replicas.  (Figure 3.7, 8 in the paper.)
     """
     core = raft(voters="12345", terms=[1, 2], term=3)
     core = leader(core)
@@ -504,7 +504,7 @@ def test_5_4_2_entries_of_earlier_terms_are_not_committed_by_counting() -> None:
 
 
 def test_5_4_2_a_new_leader_commits_an_entry_of_its_own_at_once() -> None:
-    """ "The leader ... needs to commit an entry from its term" (6.4): a blank one, without a client."""
+    """The leader ... needs to commit an entry from its term (6.4): a blank one, without a client."""
     core = leader(raft(terms=[1, 1]))
     assert core.log.entries_from(3, 1000) == ((2, EntryKind.EMPTY, b""),)
     ack(core, "3")
@@ -515,7 +515,7 @@ def test_5_4_2_a_new_leader_commits_an_entry_of_its_own_at_once() -> None:
 
 
 def test_3_10_leadership_goes_to_a_peer_that_is_up_to_date() -> None:
-    """ "The prior leader sends a TimeoutNow request": the target stands at once, in the next term,
+    """The prior leader sends a TimeoutNow request: the target stands at once, in the next term,
     although everybody hears the old leader.
     """
     net = Network.of(3)
@@ -531,7 +531,7 @@ def test_3_10_leadership_goes_to_a_peer_that_is_up_to_date() -> None:
 
 
 def test_3_10_a_target_that_lags_is_caught_up_first() -> None:
-    """ "The prior leader fully updates the target server's log to match its own log"."""
+    """The prior leader fully updates the target server's log to match its own log."""
     net = Network.of(3)
     lead = net.elect("1")
     net.isolate("3")
@@ -545,8 +545,8 @@ def test_3_10_a_target_that_lags_is_caught_up_first() -> None:
 
 
 def test_3_10_no_proposals_meanwhile_and_an_end() -> None:
-    """ "The prior leader stops accepting new client requests"; "if leadership transfer does not
-    complete after about an election timeout, the prior leader aborts the transfer".
+    """The prior leader stops accepting new client requests; if leadership transfer does not
+    complete after about an election timeout, the prior leader aborts the transfer.
     """
     core = leader(raft())
     ack(core, "2", "3")
@@ -583,7 +583,7 @@ def change(net: Network, lead: Raft, config: Config) -> None:
 
 
 def test_4_2_1_a_learner_gets_the_log_and_has_no_say() -> None:
-    """ "New servers ... as non-voting members": replicated to, not counted, never standing."""
+    """New servers ... as non-voting members: replicated to, not counted, never standing."""
     net = Network.of(3)
     lead = net.elect("1")
     learner = raft("4", [])
@@ -604,7 +604,7 @@ def test_4_2_1_a_learner_gets_the_log_and_has_no_say() -> None:
 
 
 def test_4_2_2_a_leader_that_is_removed_steps_down_once_it_is_committed() -> None:
-    """ "A leader that is removed from the configuration steps down once the Cnew entry is committed."
+    """A leader that is removed from the configuration steps down once the Cnew entry is committed.
 
     Until then it leads, and does not count itself.
     """
@@ -620,7 +620,7 @@ def test_4_2_2_a_leader_that_is_removed_steps_down_once_it_is_committed() -> Non
 
 
 def test_4_3_a_change_of_voters_goes_through_a_joint_configuration() -> None:
-    """ "The cluster first switches to a transitional configuration": Cold,new, then Cnew, by itself."""
+    """The cluster first switches to a transitional configuration: Cold,new, then Cnew, by itself."""
     net = Network.of(3)
     for name in "45":
         net.cores[name] = raft(name, [])
@@ -645,8 +645,8 @@ JOINT: list[tuple[str, bool]] = [
 
 @pytest.mark.parametrize(("acks", "enough"), JOINT)
 def test_4_3_joint_decisions_need_both_majorities(acks: str, enough: bool) -> None:
-    """ "Agreement (for elections and entry commitment) requires majorities from both the old and new
-    configurations."  Here {1,2,3} and {4,5,6}, the leader is 1.
+    """Agreement (for elections and entry commitment) requires majorities from both the old and new
+    configurations.  Here {1,2,3} and {4,5,6}, the leader is 1.
     """
     voters, outgoing = "456", "123"
     assert Config(frozenset(voters), outgoing=frozenset(outgoing)).has_quorum({"1", *acks}) is enough
@@ -744,8 +744,8 @@ def established(**options: object) -> Raft:
 
 
 def test_6_4_a_read_waits_for_a_round_of_heartbeats() -> None:
-    """ "The leader issues a new round of heartbeats and waits for their acknowledgments from a majority
-    of the cluster", so it was still the leader when the read began.
+    """The leader issues a new round of heartbeats and waits for their acknowledgments from a majority
+    of the cluster, so it was still the leader when the read began.
     """
     core = established()
     core.read(7)
@@ -771,7 +771,7 @@ def test_6_4_acknowledgements_from_before_the_read_do_not_count() -> None:
 
 
 def test_6_4_the_point_of_a_read_is_the_commit_index_when_it_began() -> None:
-    """ "The leader saves its current commit index": what is committed during the round is not needed."""
+    """The leader saves its current commit index: what is committed during the round is not needed."""
     core = established()
     core.propose([b"a"])
     drive(core)
@@ -784,8 +784,8 @@ def test_6_4_the_point_of_a_read_is_the_commit_index_when_it_began() -> None:
 
 
 def test_6_4_no_read_before_an_entry_of_this_term_is_committed() -> None:
-    """ "If the leader has not yet marked an entry from its current term committed, it waits until it
-    has done so."
+    """If the leader has not yet marked an entry from its current term committed, it waits until it
+    has done so.
     """
     core = leader(raft(terms=[1]))
     core.read(7)
@@ -864,8 +864,8 @@ def test_6_4_learners_do_not_confirm_reads_and_a_single_voter_needs_nobody() -> 
 
 
 def test_9_6_a_peer_that_was_cut_off_does_not_disturb() -> None:
-    """ "A partitioned server will not be able to increase its term, since it can't receive permission
-    from a majority of the cluster."  It comes back as a follower of the same leader.
+    """A partitioned server will not be able to increase its term, since it can't receive permission
+    from a majority of the cluster.  It comes back as a follower of the same leader.
     """
     net = Network.of(3)
     lead = net.elect("1")
@@ -895,7 +895,7 @@ def test_9_6_a_pre_vote_changes_nothing_at_those_that_grant_it() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.VOTE, Kind.PRE_VOTE])
 def test_9_6_whoever_hears_a_leader_grants_nothing(kind: Kind) -> None:
-    """ "Servers do not grant their votes ... if they have received a heartbeat from a valid leader":
+    """Servers do not grant their votes ... if they have received a heartbeat from a valid leader:
     until an election time has passed; the term in the request does not count either.
     """
     core = follower(term=1)
@@ -925,8 +925,8 @@ def test_9_6_a_pre_vote_that_is_refused_by_a_majority_is_given_up() -> None:
 
 
 def test_9_6_a_leader_without_a_quorum_steps_down() -> None:
-    """6.2: "a leader steps down if an election timeout elapses without a successful round of
-    heartbeats to a majority of its cluster"; with one it stays.
+    """6.2: a leader steps down if an election timeout elapses without a successful round of
+    heartbeats to a majority of its cluster; with one it stays.
     """
     for answering, role in (
         ("", Role.FOLLOWER),

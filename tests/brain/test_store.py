@@ -188,7 +188,6 @@ def test_transactions_that_are_refused_change_nothing(store: Store, branch: int)
     assert refused(store, *txn([put, ["put", b"y", b"", 99]])).code == "lease_not_found"
 
 
-@pytest.mark.xfail(reason="only double puts are refused")
 @pytest.mark.parametrize(
     "steps", [[["put", b"k", b""], ["delete", b"a", b"z"]], [["delete", b"k"], ["put", b"k", b""]]]
 )
@@ -370,7 +369,6 @@ MALFORMED: list[list[Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.xfail(reason="it raises, on every peer")
 @pytest.mark.parametrize("command", MALFORMED, ids=repr)
 def test_a_malformed_command_is_refused_and_harms_nobody(store: Store, command: list[Any]) -> None:
     """Once committed it is applied by every peer, at every start: it must not be able to stop them."""

@@ -205,7 +205,6 @@ def test_asks_under_way_are_bounded(two: Two, monkeypatch: pytest.MonkeyPatch) -
     assert two.ref.ask("x", block=True, timeout=1) == "x"
 
 
-@pytest.mark.xfail(reason="the error escapes from the answering mailbox")
 @pytest.mark.parametrize("message", ["object", "huge"])
 def test_an_answer_that_cannot_be_sent_is_an_error_for_the_asker(two: Two, message: str) -> None:
     """Not a plain value, or larger than a frame: the asker hears it, the answering host goes on."""
@@ -232,7 +231,6 @@ def _pending(two: Two) -> tuple[Any, int]:
     return future, number
 
 
-@pytest.mark.xfail(reason="an answer is taken from anybody who knows the number")
 @pytest.mark.parametrize("forger", ["guest-1", "client-1", "m3"])
 def test_only_the_asked_machine_can_answer(two: Two, forger: str) -> None:
     """Numbers of asks are easy to guess: an answer from anybody else must count for nothing."""
@@ -269,7 +267,6 @@ def test_clients_reach_the_control_actor_alone(two: Two, sender: str) -> None:
     assert (request.client, request.message) == (sender, "question")
 
 
-@pytest.mark.xfail(reason="only asks of clients are marked as such")
 @pytest.mark.parametrize("sender", ["client-1", "guest-1"])
 def test_what_a_client_tells_says_who_it_is_from_too(two: Two, sender: str) -> None:
     """A message without a question must not pass for one of this host's own."""

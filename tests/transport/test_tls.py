@@ -169,7 +169,6 @@ def test_an_identity_is_saved_for_its_owner_alone(cluster: Cluster, tmp_path: Pa
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-@pytest.mark.xfail(reason="the mode of a file that was there is kept")
 def test_a_key_is_private_even_over_a_file_that_was_not(tmp_path: Path) -> None:
     """An old, readable file in the way, of either name, must not lend its mode to the key."""
     for name in ("host.key", "host.key.new"):

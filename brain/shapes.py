@@ -1,0 +1,97 @@
+"""What a command may look like.
+
+A committed command is applied by every peer, at every start: one that raises would stop
+them all.  So its form is checked before anything is touched, and a wrong one is a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[Any], bool]
+
+
+def data(value: Any) -> bool:
+    """Bytes."""
+    return type(value) is bytes
+
+
+def text(value: Any) -> bool:
+    """Text."""
+    return type(value) is str
+
+
+def number(value: Any) -> bool:
+    """A number from zero on; True is none."""
+    return type(value) is int and value >= 0
+
+
+def whole(value: Any) -> bool:
+    """A whole number of either sign."""
+    return type(value) is int
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    return type(value) is bool
+
+
+def table(value: Any) -> bool:
+    """A map."""
+    return type(value) is dict
+
+
+def optional(check: Check) -> Check:
+    """None, or what ``check`` takes."""
+    return lambda value: value is None or check(value)
+
+
+def each(check: Check) -> Check:
+    """A list of what ``check`` takes."""
+    return lambda value: type(value) is list and all(check(item) for item in value)
+
+
+def compare(value: Any) -> bool:
+    """``[key, target, operator, operand]``: values compare with bytes, the rest with numbers."""
+    if type(value) is not list or len(value) != 4 or not data(value[0]):
+        return False
+    operand_fits = data(value[3]) if value[1] == "value" else number(value[3])
+    targets = ("value", "create", "mod", "version", "lease")
+    return operand_fits and value[1] in targets and value[2] in ("=", "!=", "<", ">")
+
+
+def step(value: Any) -> bool:
+    """One operation of a transaction; unknown verbs are refused later, by name."""
+    if type(value) is not list or len(value) < 2 or not text(value[0]) or not data(value[1]):
+        return False
+    if value[0] == "put":
+        return 3 <= len(value) <= 4 and data(value[2]) and all(map(number, value[3:]))
+    return len(value) <= 3 and all(map(optional(data), value[2:]))
+
+
+#: name -> (checks of the arguments, how many of them may be left out)
+SHAPES: dict[str, tuple[tuple[Check, ...], int]] = {
+    "put": ((data, data, number), 1),
+    "txn": ((each(compare), each(step), each(step)), 0),
+    "delete": ((data, optional(data)), 1),
+    "lease_grant": ((number, whole), 0),
+    "lease_revoke": ((each(number),), 0),
+    "compact": ((whole,), 0),
+    "lock": ((text, text, table), 0),
+    "expire": ((), 0),
+    "v2_set": ((text, data, optional(number), flag), 0),
+    "v2_create": ((text, data, optional(number), flag, flag), 0),
+    "v2_update": ((text, optional(data), optional(number), flag), 0),
+    "v2_cas": ((text, data, optional(number), optional(data), number, flag), 0),
+    "v2_delete": ((text, flag, flag), 0),
+    "v2_cad": ((text, optional(data), number), 0),
+}
+
+
+def fits(name: str, arguments: list[Any]) -> bool:
+    """Whether a command of this name may have these arguments."""
+    checks, optional_count = SHAPES[name]
+    if not len(checks) - optional_count <= len(arguments) <= len(checks):
+        return False
+    return all(check(argument) for check, argument in zip(checks, arguments, strict=False))
