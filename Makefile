@@ -51,7 +51,7 @@ test: check debian-test wheel
 soak: $(TEST_STAMP)
 	$(BIN)/python -m tests.sim.run --size 3 --seeds 0:$(SEEDS)
 	$(BIN)/python -m tests.sim.run --size 5 --seeds 0:$(SEEDS)
-	$(BIN)/python -m tests.sim.run --fleet --size 3 --seeds 0:$(SEEDS)
+	$(BIN)/python -m tests.sim.run_fleet --size 3 --seeds 0:$(SEEDS)
 
 bench: $(TEST_STAMP) debian-test
 	$(BIN)/python -m bench

@@ -76,6 +76,8 @@ TICK_S = 0.05
 PAUSE_S = 0.5
 #: Largest command, in bytes.
 COMMAND_BYTES_MAX = 8 * 1024 * 1024
+#: Forwarded commands a leader remembers, to know one that comes twice.
+TAKEN_MAX = 20_000
 #: Commands that may wait for their outcome on one peer.
 PENDING_MAX = 50_000
 
@@ -142,6 +144,7 @@ class RaftPeer(Actor):
         self._unsent: deque[int] = deque()
         self._forwarding = False
         self._forwarded: deque[bytes] = deque()
+        self._taken: dict[bytes, None] = {}  # forwarded commands of this leadership, newest last
         self._next_read = 1
         self._reads: dict[int, tuple[Callable[[int], None], Callable[[BaseException], None], float]] = {}
         self._waiting_reads: list[int] = []
@@ -457,10 +460,9 @@ class RaftPeer(Actor):
         leader = self._router.ref(self.raft.leader, "raft")
 
         def answered(taken: Any, error: BaseException | None) -> None:
+            # A refusal proves nothing: the frame may have come twice, and been taken the first
+            # time.  What was not appended is proposed again when a new leader's entry shows it.
             self._forwarding = False
-            if getattr(error, "code", "") == "not_taken":  # certainly not appended
-                self._requeue(sent)
-                self.after(0.02, self._kick)
             self._kick()
 
         self.ask_then(leader, message, 2.0, answered)
@@ -479,7 +481,12 @@ class RaftPeer(Actor):
             raise BrainError("not_taken", f"not the leader of term {message.term}")
         if len(self._forwarded) >= PENDING_MAX:
             raise BrainError("not_taken", f"pending_max: {PENDING_MAX} commands wait already")
-        self._forwarded.extend(message.commands)
+        for command in message.commands:  # a frame that came twice must not count twice
+            if command not in self._taken:
+                self._taken[command] = None
+                self._forwarded.append(command)
+        while len(self._taken) > TAKEN_MAX:
+            del self._taken[next(iter(self._taken))]
         self._append_proposals()
         self._kick()
         return True
@@ -821,6 +828,9 @@ class RaftPeer(Actor):
             self._last_tick = self.now()
             self.raft.restored(meta.index, meta.term, meta.config, leader)
             self.store = store
+            for seq in [s for s, p in self._pending.items() if p.sent_term]:
+                text = "a snapshot came instead of the entries; it may have happened"
+                self._fail_pending(seq, BrainError(TIMED_OUT, text))
             self._snapshot_index = meta.index
             self._connect()
             self._end_watches()
@@ -933,6 +943,7 @@ class RaftPeer(Actor):
         if self._published is None or self._published[0] != raft.leader:
             self.leader_changes += 1
         self._published = now
+        self._taken.clear()
         leading = raft.role is Role.LEADER
         self._expiring = False
         if leading:

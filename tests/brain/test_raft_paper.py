@@ -770,6 +770,19 @@ def test_6_4_acknowledgements_from_before_the_read_do_not_count() -> None:
     assert drive(core).reads == [(7, 1)], "8 came after that round had begun"
 
 
+def test_6_4_a_late_acknowledgement_of_an_earlier_round_does_not_count() -> None:
+    """It proves that this was the leader then, not now."""
+    core = established()
+    core.read(1)
+    first = drive(core).messages
+    beat_replies(core, first, "2")
+    assert drive(core).reads == [(1, 1)]
+    core.read(2)
+    drive(core)
+    beat_replies(core, first, "3")
+    assert drive(core).reads == []
+
+
 def test_6_4_the_point_of_a_read_is_the_commit_index_when_it_began() -> None:
     """The leader saves its current commit index: what is committed during the round is not needed."""
     core = established()

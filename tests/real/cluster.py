@@ -381,8 +381,12 @@ class Cluster:
         )
 
     def await_whole(self) -> None:
-        """Wait until every machine is ready and the leader hears all members."""
+        """Wait until every machine is ready, each host sees a quorum, and the leader hears all."""
         self.await_ready()
+        wait_until(
+            "every host to see a quorum",
+            lambda: all(self.http(n, "GET", "/health").status == 200 for n in range(1, self.machines + 1)),
+        )
         wait_until(
             "all members to be active",
             lambda: (s := self.ask("cluster.status"))["quorum_margin"] == (self.machines - 1) // 2

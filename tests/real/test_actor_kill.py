@@ -119,7 +119,8 @@ def test_all_actors_of_the_leader_are_killed_at_once(cluster: Cluster, picture: 
     leader = cluster.leader()
     before = _actors(cluster)
     mine = [path for path in before if path.startswith(f"{leader}/")]
-    for path in sorted(mine, key=lambda p: p.endswith("/control")):
+    order = ["units", *(name for name in OWN_ACTORS if name != "control"), "control"]
+    for path in sorted(mine, key=lambda path: order.index(path.split("/")[1])):
         cluster.ask("actor.kill", path=path)
     own = [path for path in mine if "/units/" not in path]  # a unit's may be a new child of a new parent
     wait_until(

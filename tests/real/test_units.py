@@ -206,8 +206,8 @@ def _start_another_on(cluster: Cluster, machine: str) -> None:
 
 
 def test_oneshot(cluster: Cluster, tmp_path: Path) -> None:
-    """A oneshot is done when its commands are; with RemainAfterExit it counts as active. Neither
-    runs a second time because a supervisor or a host process began a new life."""
+    """A oneshot is done when its commands are; with RemainAfterExit it counts as active. None runs a
+    second time, or is cut short, because a supervisor or a host process began a new life."""
     runs = {name: tmp_path / name for name in ("job", "setup")}
     cluster.submit("job", _service("Type=oneshot", f"ExecStart={UNIT} mark {runs['job']}"))
     cluster.submit("setup", _service(
@@ -215,19 +215,31 @@ def test_oneshot(cluster: Cluster, tmp_path: Path) -> None:
         f"ExecStart={UNIT} mark {runs['setup']}", f"ExecStart={UNIT} mark {runs['setup']}",
         f"ExecStop={UNIT} mark {tmp_path}/undone",
     ))
+    gate = tmp_path / "gate"
+    cluster.submit("long", _service(
+        "Type=oneshot", "RemainAfterExit=yes",
+        f"ExecStart={UNIT} mark {tmp_path}/long await {gate}", f"ExecStart={UNIT} mark {tmp_path}/long",
+    ))
     cluster.start("job", "setup")
+    cluster.ask("unit.start", units=["long"], no_block=True)
+    (working,) = wait_until("the long one to work", lambda: _marks(tmp_path / "long"))
     assert (cluster.row("job")["active"], cluster.row("job")["result"]) == ("inactive", "success")
     assert (cluster.row("setup")["active"], cluster.row("setup")["sub"]) == ("active", "exited")
     for unit in ("job", "setup"):
         cluster.ask("actor.kill", path=f"{cluster.row(unit)['machine']}/units/{unit}.service")
-    for machine in {cluster.row(unit)["machine"] for unit in runs}:
+    for machine in {row["machine"] for row in cluster.units()}:
         cluster.await_new_host(machine, cluster.kill_host(machine))
-    cluster.await_whole()
+        cluster.await_whole()
     wait_until("setup to be known again", lambda: cluster.row("setup")["sub"] == "exited")
     wait_until("job to be known again", lambda: cluster.row("job")["sub"] == "dead")
     for unit in runs:
         _start_another_on(cluster, cluster.row(unit)["machine"])
     assert {name: len(_marks(path)) for name, path in runs.items()} == {"job": 1, "setup": 2}
+    assert alive(working), "a oneshot that works is left to work"
+    assert cluster.row("long")["active"] == "activating"
+    gate.touch()
+    wait_until("the long one to be done", lambda: cluster.row("long")["sub"] == "exited")
+    assert len(_marks(tmp_path / "long")) == 2
     cluster.ok("unit", "stop", "setup")
     assert (tmp_path / "undone").exists()
 

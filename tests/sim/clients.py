@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pykka import ActorDeadError
+
 from actors.raft_messages import (
     NO_LEADER,
     OVERLOADED,
@@ -309,7 +311,7 @@ class Client:
                 self._lease = 0
         elif type(error) is BrainError and code in _CERTAINLY_NOT:
             call.outcome = NEVER
-        elif type(error) is BrainError and code == TIMED_OUT:
+        elif (type(error) is BrainError and code == TIMED_OUT) or isinstance(error, ActorDeadError):
             call.outcome = LOST
             call.returned = FOREVER
         else:

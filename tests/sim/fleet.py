@@ -97,7 +97,7 @@ class Fleet:
         lines = "\n".join(list(self.world.log)[-120:])
         return (
             f"{what}\nseed {self.seed}, {len(self.machines)} machines; replay: "
-            f"python -m tests.sim.run --fleet --size {len(self.machines)} --seed {self.seed}\n{lines}"
+            f"python -m tests.sim.run_fleet --size {len(self.machines)} --seed {self.seed}\n{lines}"
         )
 
     def command(self, verb: str, **args: Any) -> None:

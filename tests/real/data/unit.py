@@ -4,6 +4,7 @@ usage: unit.py WORD...
   env FILE          write the environment and where it runs, as JSON
   mark FILE         add a line with the process id to FILE
   once FILE WORD..  the first time (FILE is not there yet) do what follows, else sleep for ever
+  await FILE        wait until FILE is there
   exit N | signal N | sleep | ignore (SIGTERM) | child FILE (a grandchild in a session of its own that
   ignores SIGTERM; its pid goes to FILE) | serve FLAG (HTTP on PORT: 200 while FLAG exists, else 500)
 """
@@ -76,6 +77,10 @@ while words:
         if os.path.exists(path):
             forever()
         append(path, "")
+    elif word == "await":
+        path = words.pop(0)
+        while not os.path.exists(path):
+            time.sleep(0.02)
     elif word == "exit":
         sys.exit(int(words.pop(0)))
     elif word == "signal":

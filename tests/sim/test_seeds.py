@@ -1,0 +1,25 @@
+"""A fixed set of seeds of the brain, and the proof that a seed is one run."""
+
+from __future__ import annotations
+
+import pytest
+
+from .cluster import run_seed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_three_peers(seed: int) -> None:
+    """Crashes, partitions, slow and torn disks: every promise is kept, and the cluster heals."""
+    run_seed(seed, 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_five_peers(seed: int) -> None:
+    """The same with five."""
+    run_seed(seed, 5)
+
+
+@pytest.mark.parametrize(("seed", "size"), [(1, 3), (2, 3), (3, 5)])
+def test_a_seed_is_one_run(seed: int, size: int) -> None:
+    """Twice the same trace, step for step, and the same outcome."""
+    assert run_seed(seed, size) == run_seed(seed, size)
