@@ -132,6 +132,11 @@ class Control(BrainActor):
         items: dict[bytes, Item] = self._pictures[prefix].items
         return items
 
+    def seen(self, prefix: bytes) -> int:
+        """The revision up to which the mirror of a prefix is known to be complete."""
+        revision: int = self._pictures[prefix].revision
+        return revision
+
     def units(self) -> dict[str, dict[str, Any]]:
         """What is wanted, by unit."""
         return {k[len(UNITS) :].decode(): json.loads(i.value) for k, i in self.items(UNITS).items()}

@@ -17,7 +17,7 @@ from typing import Any
 
 from brain import snapshot, tree  # noqa: F401 - the tree registers its commands with the store
 from brain.codec import decode, encode
-from brain.journal import Journal
+from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock
 from brain.raft import (
     Config,
@@ -193,6 +193,20 @@ class RaftPeer(Actor):
             opened = self.journal.open()
         except (DamagedLogError, DiskError) as error:
             self.system.fatal(error)  # no restart makes a damaged file whole
+            return
+        inbox = self.actor_inbox
+        incarnation = inbox.incarnation
+
+        def durable(error: DiskError | None) -> None:
+            if inbox.incarnation == incarnation:
+                inbox.post(lambda: self._begin(opened, error))
+
+        self._ports.disk.submit(self.journal.settle(), durable)
+
+    def _begin(self, opened: Opened, error: DiskError | None) -> None:
+        """Everything that was read is durable: take part."""
+        if error is not None:
+            self.system.fatal(error)
             return
         config = opened.meta.config if opened.meta is not None else Config(frozenset())
         self.store = opened.store

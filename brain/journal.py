@@ -99,6 +99,15 @@ class Journal:
             return []
         return entries[base - first + 1 :]
 
+    def settle(self) -> list[tuple[Any, ...]]:
+        """Operations that make durable what :meth:`open` read.
+
+        A host process that died may have left writes that are only in the page cache; a power
+        cut would still lose them, so nothing may be promised on them before.
+        """
+        names = [wal.segment_name(sequence) for sequence in sorted(self._highest)]
+        return [*(("sync", name) for name in names), ("sync_dir",)]
+
     def write(
         self, state: HardState | None, first_index: int, entries: list[Entry], done: Done
     ) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+from brain.store import Store
 from fleet import names, placement, syntax, unitfile
 from fleet.placement import Candidate, Placements
 from kernel.mailbox import Promise
 
 from ..brain_client import ALIVE, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
+from ..raft_messages import Query
 
-#: Units one command may name.
-UNITS_MAX = 10_000
+#: Units one command may name, and units in one transaction.
+UNITS_MAX, EDIT_BATCH = 10_000, 100
+#: How often an edit is tried again when others change the same units.
+EDIT_TRIES = 10
+#: What is stored of units, with the revision at which that was written.
+Known = dict[str, tuple[dict[str, Any], int]]
+#: A step of a transaction for each unit that an edit changes.
+Edits = dict[str, list[Any]]
 
 
 def _unit_names(args: dict[str, Any]) -> list[str]:
@@ -31,59 +40,110 @@ def _unit_names(args: dict[str, Any]) -> list[str]:
 def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
     """Check and store unit files; an equal one is no change, another one needs ``replace``."""
     promise = Promise()
-    known = control.units()
-    warnings: list[str] = []
     problems: list[syntax.Problem] = []
-    steps: list[Any] = []
-    answers: list[dict[str, Any]] = []
+    heeded: list[str] = []
+    files: dict[str, str] = {}
     for file in args["files"]:
         name = names.parse(str(file["name"]))
         try:
-            warnings += unitfile.load(name.full, str(file["content"]), file=str(file.get("path", "")))[1]
+            heeded += unitfile.load(name.full, str(file["content"]), file=str(file.get("path", "")))[1]
         except syntax.UnitFileError as error:
             problems += error.problems
-            continue
-        digest = unitfile.content_hash(file["content"])
-        old = known.get(name.full)
-        change = "none" if old and old["hash"] == digest else "replaced" if old else "created"
-        if change == "replaced" and not args.get("replace"):
-            warnings.append(f"{name.full} differs from what is stored; --replace takes the new one")
-            change = "kept"
-        answers.append({"unit": name.full, "change": change})
-        if change in ("created", "replaced"):
-            record = {
-                "content": file["content"], "hash": digest,
-                "desired": old["desired"] if old else "inactive",
-                "restarts": old.get("restarts", 0) if old else 0,
-            }  # fmt: skip
-            steps.append(["put", UNITS + name.full.encode(), to_json(record)])
+        if files.setdefault(name.full, str(file["content"])) != file["content"]:
+            raise BadRequest(f"{name.full} is given twice, with different content")
     if problems:
         raise syntax.UnitFileError(problems)
-    _commit_steps(control, steps, promise, lambda: promise.reply({"units": answers, "warnings": warnings}))
+    verdicts: dict[str, str] = {}
+
+    def change(known: Known, left: list[str]) -> Edits:
+        edits: Edits = {}
+        for unit in left:
+            content = files[unit]
+            old = known[unit][0] if unit in known else None
+            digest = unitfile.content_hash(content)
+            verdict = "none" if old and old["hash"] == digest else "replaced" if old else "created"
+            if verdict == "replaced" and not args.get("replace"):
+                verdict = "kept"
+            verdicts[unit] = verdict
+            if verdict in ("created", "replaced"):
+                kept = {k: v for k, v in (old or {}).items() if k in ("desired", "restarts")}
+                record = {"desired": "inactive", "restarts": 0, **kept, "content": content, "hash": digest}
+                edits[unit] = ["put", UNITS + unit.encode(), to_json(record)]
+        return edits
+
+    def done(_: int) -> None:
+        kept = [f"{u} differs from what is stored; --replace takes the new one"
+                for u, verdict in verdicts.items() if verdict == "kept"]  # fmt: skip
+        promise.reply({
+            "units": [{"unit": u, "change": verdict} for u, verdict in verdicts.items()],
+            "warnings": heeded + kept,
+        })  # fmt: skip
+
+    _edit(control, list(files), promise, change, done)
     return promise
 
 
-def _commit_steps(
-    control: Control, steps: list[Any], promise: Promise, then: Callable[[], None]
-) -> None:
-    """Commit in transactions of at most 100 steps, one after another."""
-    if not steps:
-        then()
-        return
-    control.commit(
-        ["txn", [], steps[:100], []], promise,
-        lambda _: _commit_steps(control, steps[100:], promise, then),
-    )  # fmt: skip
+def _edit(
+    control: Control, units: list[str], promise: Promise, change: Callable[[Known, list[str]], Edits],
+    then: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Change what is stored of units, provided that nobody else does; ``then(revision)``.
+
+    What is stored is read from the brain, not from a mirror, which may lag behind what an
+    operator was told is done.  ``change(known, left)`` may be asked again for the units that are left.
+    """
+    left = list(units)
+    newest = 0
+
+    def attempt(tries: int) -> None:
+        wanted = {*left, *(names.parse(unit).template for unit in left)}
+
+        def read(store: Store) -> Any:
+            found = {unit: store.live.get(UNITS + unit.encode()) for unit in wanted}
+            return {unit: (item.value, item.mod) for unit, item in found.items() if item is not None}
+
+        def have(raw: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+                return
+            try:
+                known = {unit: (json.loads(value), mod) for unit, (value, mod) in raw.items()}
+                commit(known, list(change(known, left).items()), tries)
+            except Exception as failure:  # noqa: BLE001 - the operator must hear of it
+                promise.fail(failure)
+
+        control.ask_then(control.raft_ref, Query(read, True), 6.0, have)
+
+    def commit(known: Known, edits: list[tuple[str, list[Any]]], tries: int) -> None:
+        if not edits:
+            then(newest)
+            return
+        batch, rest = edits[:EDIT_BATCH], edits[EDIT_BATCH:]
+        guards = [[UNITS + unit.encode(), "mod", "=", known[unit][1] if unit in known else 0] for unit, _ in batch]
+
+        def done(result: Any) -> None:
+            nonlocal newest
+            if result["succeeded"]:
+                newest = result["revision"]
+                for unit, _ in batch:
+                    left.remove(unit)
+                commit(known, rest, tries)
+            elif tries > 1:
+                attempt(tries - 1)
+            else:
+                promise.fail(Failed("others change the same units all the time; nothing more was changed"))
+
+        control.commit(["txn", guards, [step for _, step in batch], []], promise, done)
+
+    attempt(EDIT_TRIES)
 
 
-def _desire(control: Control, args: dict[str, Any], desired: str, bump: bool = False) -> list[Any]:
+def _desire(control: Control, known: Known, units: list[str], desired: str, bump: bool) -> Edits:
     """The steps that make units wanted in a state; instances are made from templates."""
-    known = control.units()
-    steps: list[Any] = []
-    for unit in _unit_names(args):
-        record = known.get(unit)
-        if record is None:
-            record = _from_template(known, unit)
+    edits: Edits = {}
+    for unit in units:
+        stored = known[unit][0] if unit in known else None
+        record = stored or _from_template(known, unit)
         parsed = names.parse(unit)
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
@@ -91,17 +151,17 @@ def _desire(control: Control, args: dict[str, Any], desired: str, bump: bool = F
         failed = any(s["active"] == "failed" for s in _states_of(control, unit))
         if bump or (desired == "launched" and failed):  # starting what failed is another try
             changed["restarts"] = record.get("restarts", 0) + 1
-        if changed != known.get(unit):
-            steps.append(["put", UNITS + unit.encode(), to_json(changed)])
-    return steps
+        if changed != stored:
+            edits[unit] = ["put", UNITS + unit.encode(), to_json(changed)]
+    return edits
 
 
-def _from_template(known: dict[str, Any], unit: str) -> dict[str, Any]:
+def _from_template(known: Known, unit: str) -> dict[str, Any]:
     template = names.parse(unit).template
     if not template or template not in known:
         also = f", nor its template {template}" if template else ""
         raise Missing(f"no unit is called {unit}{also}; submit its file first")
-    content = known[template]["content"]
+    content = known[template][0]["content"]
     unitfile.load(unit, content)
     return {"content": content, "hash": unitfile.content_hash(content), "desired": "inactive", "restarts": 0}
 
@@ -112,15 +172,14 @@ def _change(desired: str, settled: Callable[[Control, str], Any], bump: bool = F
     def run(control: Control, args: dict[str, Any]) -> Promise:
         promise = Promise()
         units = _unit_names(args)
-        steps = _desire(control, args, desired, bump)
         timeout = float(args.get("within", 60.0))
 
-        def committed() -> None:
-            if args.get("no_block"):
-                promise.reply(_rows(control, units))
-                return
-
+        def committed(revision: int) -> None:
             def condition() -> Any:
+                if control.seen(UNITS) < revision:
+                    return None  # the listing is about to show what was just changed
+                if args.get("no_block"):
+                    return _rows(control, units)
                 failures = [f for u in units if (f := settled(control, u)) not in (True, False)]
                 if failures:
                     raise_later(Failed("; ".join(failures)))
@@ -136,7 +195,10 @@ def _change(desired: str, settled: Callable[[Control, str], Any], bump: bool = F
                 lambda: _why_not(control, [u for u in units if settled(control, u) is not True]),
             )  # fmt: skip
 
-        _commit_steps(control, steps, promise, committed)
+        def change(known: Known, left: list[str]) -> Edits:
+            return _desire(control, known, left, desired, bump)
+
+        _edit(control, units, promise, change, committed)
         return promise
 
     return run
@@ -191,23 +253,24 @@ VERBS["unit.restart"] = _change("launched", _is_started, bump=True)
 def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
     """Forget units; what runs is stopped, and gone when this answers."""
     promise = Promise()
-    known = control.units()
     units = _unit_names(args)
-    missing = [u for u in units if u not in known]
-    if missing:
-        raise Missing(f"no unit is called {', '.join(missing)}")
-    steps = [["delete", UNITS + u.encode()] for u in units]
 
-    def committed() -> None:
+    def change(known: Known, left: list[str]) -> Edits:
+        missing = [u for u in left if u not in known]
+        if missing:
+            raise Missing(f"no unit is called {', '.join(missing)}")
+        return {u: ["delete", UNITS + u.encode()] for u in left}
+
+    def committed(revision: int) -> None:
         if args.get("no_block"):
             promise.reply(True)
             return
         control.wait_for(
-            lambda: True if all(_is_off(control, u) for u in units) else None, promise,
-            float(args.get("within", 60.0)), lambda: "still stopping: " + ", ".join(units),
+            lambda: True if control.seen(UNITS) >= revision and all(_is_off(control, u) for u in units) else None,
+            promise, float(args.get("within", 60.0)), lambda: "still stopping: " + ", ".join(units),
         )  # fmt: skip
 
-    _commit_steps(control, steps, promise, committed)
+    _edit(control, units, promise, change, committed)
     return promise
 
 

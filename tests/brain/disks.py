@@ -80,12 +80,15 @@ class CuttableDisk(MemoryDisk):
         self._directory: list[tuple[str, bytes | None]] = []  # what a name was before
         self.performed = 0
         self.dead = False
+        self.fail_syncs = False  # the process is about to die: its syncs never begin
 
     def submit(self, operations: Operations, done: Done) -> None:
         """Do everything, unless the power fails on the way; then nobody hears of it."""
         if self.dead:
             return
         for operation in operations:
+            if self.fail_syncs and operation[0] in ("sync", "sync_dir"):
+                return
             if self._left == 0:
                 self._cut()
                 return

@@ -107,14 +107,15 @@ def submit(journal: Journal, step: Step, done: Callable[[Any], None]) -> None:
 def draw(rng: random.Random, model: Model, fresh: bool) -> Step:
     """A step as a Raft peer would take it."""
     fate = rng.random()
+    newest = max(model.hard.term, model.base_term, *(term for term, _, _ in model.entries), 0)
     if fresh and fate < 0.12 and model.hard.term:
         if model.entries and rng.random() < 0.5:  # a snapshot over entries that were never committed
-            return Save(rng.randint(model.base + 1, model.last), model.hard.term + 100, True)
-        return Save(model.last + rng.randint(1, 30), model.hard.term, True)
+            return Save(rng.randint(model.base + 1, model.last), newest + 100, True)
+        return Save(model.last + rng.randint(1, 30), newest, True)
     if fate < 0.25 and model.entries:
         index = rng.randint(model.base + 1, model.last)
         return Save(index, model.term(index), False)
-    term = max(model.hard.term, model.base_term, *(e[0] for e in model.entries), 0) + (rng.random() < 0.3)
+    term = newest + (rng.random() < 0.3)
     state = HardState(term, rng.choice(["", "m1", "m2"])) if term != model.hard.term else None
     first = model.last + 1
     if state is not None and model.entries and rng.random() < 0.4:  # another leader's log
@@ -259,6 +260,26 @@ def test_entries_written_over_a_cut_segment_are_found_when_it_is_the_oldest() ->
         model = model.after(step)
         check(Journal(MemoryDisk(cuttable.image()), SEGMENT).open(), [model])
     assert wal.segment_name(1) not in cuttable.list()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_was_read_after_a_crash_of_the_process_can_be_made_durable(seed: int) -> None:
+    """Writes that only reached the page cache are read by the next life: it must not promise on
+    them before they are on the disk, because the power may fail next.
+    """
+    disk = CuttableDisk(_filled(3)[0].image(), None, random.Random(seed))
+    journal = Journal(disk, SEGMENT)
+    journal.open()
+    done: list[Any] = []
+    disk.fail_syncs = True  # the process dies before its sync
+    submit(journal, Write(HardState(2, "m2"), 4, [(2, 1, b"unsynced")]), done.append)
+    disk.fail_syncs = False
+    again = Journal(disk, SEGMENT)
+    found = Model.of(again.open())
+    assert found.last == 4
+    disk.submit(again.settle(), done.append)
+    disk.cut()
+    assert Model.of(Journal(disk.reboot(), SEGMENT).open()) == found
 
 
 # -- on the simulator's disk -----------------------------------------------------------------------

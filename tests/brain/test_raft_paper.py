@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brain.codec import decode
+from brain.codec import decode, encode
 from brain.raft import (
     Config,
     HardState,
@@ -580,6 +580,78 @@ def change(net: Network, lead: Raft, config: Config) -> None:
     lead.propose_config(config)
     net.settle()
     net.tick(2, lead.id)
+
+
+def config_entry(term: int, config: Config) -> Entry:
+    """An entry that changes the members."""
+    return (term, EntryKind.CONFIG, encode(config.dump()))
+
+
+def test_4_1_the_latest_configuration_in_the_log_is_in_force() -> None:
+    """Committed or not: a server uses it from the moment it is in its log."""
+    wide = Config(frozenset("12345"))
+    core = follower(terms=[1])
+    core.step(Message(Kind.APPEND, "2", "1", 1, 1, 1, entries=(config_entry(1, wide), entry(1))))
+    assert core.log.commit == 0
+    assert core.config == wide
+    candidate(core)
+    drive(core)
+    core.step(Message(Kind.VOTE_REPLY, "2", "1", core.term))
+    assert core.role != Role.LEADER, "two of five"
+    core.step(Message(Kind.VOTE_REPLY, "5", "1", core.term))
+    assert core.role is Role.LEADER
+
+
+def test_4_1_a_configuration_that_is_cut_from_the_log_is_no_longer_in_force() -> None:
+    """The server falls back to the one before it, of the log or of the snapshot."""
+    one, two, three = Config(frozenset("123")), Config(frozenset("1234")), Config(frozenset("12345"))
+    core = follower(term=1)
+    core.step(
+        Message(Kind.APPEND, "2", "1", 1, entries=(config_entry(1, two), entry(1), config_entry(1, three)))
+    )
+    assert core.config == three
+    core.step(Message(Kind.APPEND, "3", "1", 2, 2, 1, entries=(entry(2),)))
+    assert (log_terms(core), core.config) == ([1, 1, 2], two)
+    core.step(Message(Kind.APPEND, "3", "1", 3, 0, 0, entries=(entry(3),)))
+    assert (log_terms(core), core.config) == ([3], one)
+
+
+def test_4_1_a_restarted_server_uses_the_configuration_in_its_log() -> None:
+    """Not the one of its snapshot, which may be from before many changes."""
+    now = Config(frozenset("145"))
+    log = RaftLog(7, 1, [entry(1), config_entry(1, now), entry(1)])
+    core = Raft("1", Config(frozenset("123")), log, HardState(1, ""), lambda n: 0, SETTINGS)
+    assert core.config == now
+    candidate(core)
+    assert {m.to for m in drive(core).kinds(Kind.VOTE)} == {"4", "5"}
+
+
+def test_4_1_a_snapshot_carries_the_configuration_of_its_index() -> None:
+    """Not one that is in the log above it and may be cut yet; also after entries were compacted."""
+    configs = [Config(frozenset("123")), Config(frozenset("1234")), Config(frozenset("12345"))]
+    core = follower(term=1)
+    entries = (entry(1), config_entry(1, configs[1]), entry(1), config_entry(1, configs[2]), entry(1))
+    core.step(Message(Kind.APPEND, "2", "1", 1, 0, 0, 3, entries))
+    drive(core)
+    assert core.config == configs[2]
+    assert [core.config_at(index) for index in range(6)] == [
+        configs[0], configs[0], configs[1], configs[1], configs[2], configs[2],
+    ]  # fmt: skip
+    core.log.compact(3, 1)
+    assert [core.config_at(index) for index in (3, 4)] == configs[1:]
+
+
+def test_4_1_an_installed_snapshot_brings_its_configuration() -> None:
+    """One in the log behind it stays in force if the log goes on from the snapshot, and only then."""
+    own, sent = Config(frozenset("1234")), Config(frozenset("12345"))
+    core = follower(terms=[1, 1, 1], term=1)
+    core.step(Message(Kind.APPEND, "2", "1", 1, 3, 1, entries=(config_entry(1, own),)))
+    drive(core)
+    core.restored(2, 1, sent, "2")
+    assert core.config == own
+    core.restored(9, 1, sent, "2")
+    assert core.config == sent
+    assert core.config_at(9) == sent
 
 
 def test_4_2_1_a_learner_gets_the_log_and_has_no_say() -> None:
