@@ -107,6 +107,7 @@ class UnitManager(Actor):
         super().__init__()
         self.unit = unit
         self.placement: Placement | None = None
+        self._loaded: Placement | None = None  # what the spec and the service are of
         self._assigned = False
         self._here = here
         self._owner = owner
@@ -148,6 +149,7 @@ class UnitManager(Actor):
         self.on_stop()
 
     def _load(self, placement: Placement) -> None:
+        self._loaded = placement
         machine = unitfile.Machine(self._here.id, self._here.name, self._here.boot_id)
         try:
             self.spec, _ = unitfile.load(self.unit, placement.content, machine)
@@ -557,6 +559,7 @@ class UnitManager(Actor):
     def state(self) -> dict[str, Any]:
         """What is true of the unit here, in systemd's words."""
         service_ = self.service
+        about = self._loaded  # not the placement: what stops is still what was before
         bad = service_ is None
         out = {
             "unit": self.unit,
@@ -566,9 +569,9 @@ class UnitManager(Actor):
             "result": "resources" if service_ is None else service_.result,
             "health": self.health,
             "restarts": 0 if service_ is None else service_.restarts,
-            "hash": self.placement.hash if self.placement is not None else "",
-            "fence": self.placement.fence if self.placement is not None else 0,
-            "asked": self.placement.restarts if self.placement is not None else 0,
+            "hash": about.hash if about is not None else "",
+            "fence": about.fence if about is not None else 0,
+            "asked": about.restarts if about is not None else 0,
             "pid": self._main_pid,
             "ports": self._meta.get("ports", {}),
             "since": round(self._since, 3),

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pykka import ActorDeadError
 
-from pykka import ActorDeadError
-
 from actors.raft_messages import (
     NO_LEADER,
     OVERLOADED,

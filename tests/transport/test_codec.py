@@ -124,6 +124,12 @@ def test_values_that_are_not_data_are_refused(raw: bytes, decoder: Decoder) -> N
         read(raw)
 
 
+WRITERS: dict[str, Callable[[Any], bytes]] = {
+    "transport": lambda value: encode(pack(value)),
+    "brain": brain_codec.encode,
+}
+
+
 def nested(depth: int) -> Any:
     """Lists in lists."""
     value: Any = 1
@@ -132,7 +138,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("writer", [encode, brain_codec.encode], ids=["transport", "brain"])
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 def test_an_object_is_not_written(writer: Callable[[Any], bytes]) -> None:
     """Only data crosses hosts."""
     with pytest.raises((cbor2.CBOREncodeError, ValueError)):
@@ -151,7 +157,7 @@ NOT_ENCODABLE: dict[str, Any] = {
 
 
 @pytest.mark.xfail(reason="the writer is not as strict as the reader")
-@pytest.mark.parametrize("writer", [encode, brain_codec.encode], ids=["transport", "brain"])
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("value", NOT_ENCODABLE.values(), ids=NOT_ENCODABLE)
 def test_what_could_not_be_read_back_is_not_written(value: Any, writer: Callable[[Any], bytes]) -> None:
     """A value that every reader refuses must fail where it is made.
@@ -342,7 +348,7 @@ def test_a_number_is_never_given_twice() -> None:
 
     with pytest.raises(ValueError, match="10 is Message already"):
         register_type(10, Intruder)
-    assert pack(Intruder(1)) == [0, Intruder(1)]
+    assert Intruder not in codec._by_class  # noqa: SLF001
     assert type(unpack(pack(EXAMPLES[Message]))) is Message
 
 
