@@ -40,7 +40,7 @@ from kernel.actor import Actor, handles
 from kernel.mailbox import Promise
 from kernel.ports import DiskError, Ports
 from kernel.stats import Histogram
-from transport.router import BULK, Router
+from transport.router import BULK, LinkDown, Router
 
 from .raft_messages import (
     NO_LEADER,
@@ -105,10 +105,13 @@ class _Pump:
 class _Pending:
     """A command whose outcome somebody awaits."""
 
-    __slots__ = ("command", "deadline", "only_term", "promise", "sent_term")
+    __slots__ = ("begun", "command", "deadline", "only_term", "promise", "sent_term")
 
-    def __init__(self, promise: Promise, command: bytes, deadline: float, only_term: int) -> None:
+    def __init__(
+        self, promise: Promise, command: bytes, begun: float, deadline: float, only_term: int
+    ) -> None:
         self.promise = promise
+        self.begun = begun
         self.command = command
         self.deadline = deadline
         self.sent_term = 0  # 0: not handed to any leader
@@ -162,6 +165,8 @@ class RaftPeer(Actor):
         self._last_tick = 0.0
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
+        self._last_leader = ""
+        self._current = False  # whether the store has been up to date in this life
         # for metrics
         self.sync_seconds = Histogram()
         self.commit_seconds = Histogram()
@@ -223,13 +228,24 @@ class RaftPeer(Actor):
         self.every(self._settings.tick_s, self._tick)
         self._connect()
         self.actor_inbox.suspended = False
+        self.system.subscribe(LinkDown, self.actor_ref)
         self.system.publish(BrainUp())
+        self._catch_up()
         self._kick()
+
+    def _catch_up(self) -> None:
+        """The store that was read is the past until a leader says how far the log is decided."""
+
+        def there(_: int) -> None:
+            self._current = True
+
+        self._queue_read(there, lambda error: self._catch_up(), 60.0)
 
     def _connect(self) -> None:
         """Keep links to all members."""
         self._connected = self.raft.config
-        known = {member: info[1] for member, info in self.raft.config.info}
+        members = self.raft.config.everyone
+        known = {member: info[1] for member, info in self.raft.config.info if member in members}
         known = known or dict(self._settings.seeds)
         known.pop(self.machine, None)
         self._ports.net.set_peers(known)
@@ -247,6 +263,10 @@ class RaftPeer(Actor):
             self._expire()
         self._fail_overdue(now)
         self._kick()
+
+    @handles(LinkDown)
+    def _on_link_down(self, message: LinkDown) -> None:
+        self.raft.unreachable(message.machine)
 
     def _kick(self) -> None:
         if not self._pumping:
@@ -382,7 +402,11 @@ class RaftPeer(Actor):
 
     def _apply_command(self, data: bytes, events: list[Event]) -> None:
         (now_ms,) = _NOW.unpack_from(data)
-        command = decode(data[_NOW.size :])
+        try:
+            command = decode(data[_NOW.size :])
+        except ValueError:
+            logger.exception("an entry of the log cannot be read; every peer passes it over alike")
+            return
         origin, seq = command[0], command[1]
         result, fresh = self.store.apply(now_ms, command[2:])
         events += fresh
@@ -394,6 +418,7 @@ class RaftPeer(Actor):
         if pending is None:
             return
         self.proposals["committed"] += 1
+        self.commit_seconds.observe(self.now() - pending.begun)
         if isinstance(result, StoreError):
             pending.promise.fail(result)
         else:
@@ -412,7 +437,11 @@ class RaftPeer(Actor):
         promise = Promise()
         seq = self._next_seq
         self._next_seq += 1
-        command = encode([self._origin, seq, *message.command])
+        try:
+            command = encode([self._origin, seq, *message.command])
+        except ValueError as error:  # once in the log, every peer would have to read it
+            promise.fail(BrainError("malformed", f"the command is not plain data: {error}"))
+            return promise
         if len(command) > COMMAND_BYTES_MAX:
             promise.fail(
                 BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
@@ -422,8 +451,8 @@ class RaftPeer(Actor):
         elif message.term and (self.raft.role, self.raft.term) != (Role.LEADER, message.term):
             promise.fail(BrainError(NO_LEADER, f"this peer does not lead in term {message.term}"))
         else:
-            deadline = self.now() + message.timeout
-            self._pending[seq] = _Pending(promise, command, deadline, message.term)
+            now = self.now()
+            self._pending[seq] = _Pending(promise, command, now, now + message.timeout, message.term)
             self._unsent.append(seq)
             self._kick()
         return promise
@@ -631,7 +660,7 @@ class RaftPeer(Actor):
 
     @handles(Query)
     def _on_query(self, message: Query) -> Any:
-        if not message.linearizable:
+        if not message.linearizable and self._current:
             return message.function(self.store)
         promise = Promise()
 
@@ -910,10 +939,8 @@ class RaftPeer(Actor):
                 config, voters=config.voters | {member}, learners=config.learners - {member}
             )
         if message.change == "remove":
-            return replace(
-                config, voters=config.voters - {member}, learners=config.learners - {member},
-                info=others,
-            )  # fmt: skip
+            # its address stays known: until the joint configuration is left its vote may be needed
+            return replace(config, voters=config.voters - {member}, learners=config.learners - {member})
         raise BrainError("config_change", f"no membership change is called {message.change!r}")
 
     @handles(TransferLeadership)
@@ -944,7 +971,7 @@ class RaftPeer(Actor):
             "revision": self.store.revision,
             "voters": sorted(raft.config.voters),
             "learners": sorted(raft.config.learners),
-            "info": {member: list(fields) for member, fields in raft.config.info},
+            "info": {m: list(fields) for m, fields in raft.config.info if m in raft.config.everyone},
             "active": sorted(p for p, progress in raft.progress.items() if progress.active),
             "match": {p: progress.match for p, progress in raft.progress.items()},
         }
@@ -954,8 +981,9 @@ class RaftPeer(Actor):
         now = (raft.leader, raft.term)
         if now == self._published:
             return
-        if self._published is None or self._published[0] != raft.leader:
+        if raft.leader and raft.leader != self._last_leader:
             self.leader_changes += 1
+            self._last_leader = raft.leader
         self._published = now
         self._taken.clear()
         leading = raft.role is Role.LEADER

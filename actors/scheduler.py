@@ -31,6 +31,8 @@ logger = logging.getLogger("argosy.scheduler")
 DEBOUNCE_S = 0.02
 #: Machines lost within this many seconds count as lost at once.
 BRAKE_WINDOW_S = 30.0
+#: Upper bounds in seconds of the histogram of recoveries.
+RECOVERY_BOUNDS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 300.0)
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
 
@@ -51,7 +53,7 @@ class Scheduler(BrainActor):
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
         self._moving: dict[str, float] = {}  # unit -> when its machine was found lost
-        self.recovery_seconds = Histogram()
+        self.recovery_seconds = Histogram(RECOVERY_BOUNDS_S)
         self.placements = 0
         self.reschedules: dict[str, int] = {}
 

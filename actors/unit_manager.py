@@ -101,6 +101,8 @@ class Reload:
 class UnitManager(Actor):
     """See the module docstring."""
 
+    own_stats = True
+
     def __init__(
         self, unit: str, here: Here, owner: Any, ports: Ports
     ) -> None:

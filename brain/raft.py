@@ -141,6 +141,8 @@ class Settings:
     heartbeat_ticks: int = 2
     #: ticks without a leader before an election, drawn from [1x, 2x)
     election_ticks: int = 12
+    #: ticks before an election once the link to the leader is lost, drawn from [1, this]
+    lost_link_ticks: int = 4
     #: bytes of entries in one append message
     append_bytes_max: int = 512 * 1024
     #: append messages in flight to one follower; more helps on long links, fewer batches better
@@ -156,6 +158,8 @@ class Settings:
             raise ValueError("heartbeat_ticks must be at least 1")
         if self.election_ticks < 5 * self.heartbeat_ticks:
             raise ValueError("election_ticks must be at least 5 times heartbeat_ticks")
+        if self.lost_link_ticks < 1:
+            raise ValueError("lost_link_ticks must be at least 1")
         if self.inflight_appends_max < 1 or self.append_bytes_max < 1:
             raise ValueError("inflight_appends_max and append_bytes_max must be at least 1")
 
@@ -258,6 +262,16 @@ class Raft:
             self._tick_leader()
         elif self._elapsed >= self._timeout and self.id in self._voting():
             self._campaign(pre=True)
+
+    def unreachable(self, peer: str) -> None:
+        """The link to ``peer`` was lost.  If it leads, do not wait out its whole timeout.
+
+        Its promise to hold still is over for this peer alone: whoever still hears the leader
+        refuses the pre-vote, so a cut link costs nothing and a dead process no waiting.
+        """
+        if self.role is Role.FOLLOWER and peer == self.leader:
+            self._elapsed = max(self._elapsed, self.settings.election_ticks)
+            self._timeout = self._elapsed + 1 + self._draw(self.settings.lost_link_ticks)
 
     def step(self, m: Message) -> None:
         """Take one message from a peer (or from oneself, after a sync)."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from sortedcontainers import SortedDict
 
 from . import locks, shapes
-from .codec import encode
+from .codec import encode_own
 
 #: Revisions kept for reads and watches that start in the past.
 HISTORY_REVISIONS = 10_000
@@ -446,16 +446,16 @@ class Store:
 
     def dump(self) -> Iterator[bytes]:
         """The state as CBOR records, a generator over a fixed state (see ``Store.load``)."""
-        yield encode(["head", self.revision, self.compacted, self.log_time_ms, self.hash])
+        yield encode_own(["head", self.revision, self.compacted, self.log_time_ms, self.hash])
         for lease, held in sorted(self.leases.items()):
-            yield encode(["lease", lease, held.ttl_ms])
+            yield encode_own(["lease", lease, held.ttl_ms])
         for path, d in self.dirs.items():
-            yield encode(["dir", path, d.created, d.modified, d.expires])
+            yield encode_own(["dir", path, d.created, d.modified, d.expires])
         for key, item in self.live.items():
-            yield encode(["key", key, list(item)])
+            yield encode_own(["key", key, list(item)])
         for event in self.events:
             changes = [[k, list(i) if i else None, list(p) if p else None] for k, i, p in event[1]]
-            yield encode(["event", event.revision, changes, list(event.note or ())])
+            yield encode_own(["event", event.revision, changes, list(event.note or ())])
 
     @classmethod
     def load(cls, records: Iterator[list[Any]]) -> Store:

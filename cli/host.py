@@ -279,6 +279,7 @@ class Host:
             lambda: observe.transport_families(company, net),
             lambda: observe.fleet_families(company),
             lambda: observe.lock_families(company),
+            lambda: observe.door_families(company),
             observe.process_families,
         )
         opened: asyncio.Future[None] = self.loop.create_future()

@@ -11,9 +11,11 @@ import http.client
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,7 +26,7 @@ import jinja2.sandbox
 from transport.client import ClientTimeout, UnreachableError
 from transport.router import RemoteError
 
-from .session import Session
+from .session import FAILED, UNREACHABLE, USAGE, Session, die
 
 #: Seconds one long poll lasts, and a pause after a failure.
 POLL_S, RETRY_S = 20.0, 0.3
@@ -34,6 +36,10 @@ OLDER_S_MAX = 10.0
 
 class SourceError(Exception):
     """The brain could not be asked; it is tried again."""
+
+
+class RenderError(Exception):
+    """The file is left as it is; the text says why."""
 
 
 class HttpKeys:
@@ -120,7 +126,13 @@ class Renderer:
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
         )
         loader.globals["env"] = dict(os.environ)
-        self._template = loader.from_string(template.read_text())
+        self._name = template
+        try:
+            self._template = loader.from_string(template.read_text())
+        except jinja2.TemplateSyntaxError as error:
+            raise RenderError(f"{template}:{error.lineno}: {error.message}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RenderError(f"{template}: {getattr(error, 'strerror', None) or 'not text in UTF-8'}") from None
         self._values: dict[str, dict[str, str]] = {}
         self.revision = 0
         self._older_since = 0.0
@@ -131,6 +143,8 @@ class Renderer:
         lowest: list[int] = []
 
         def listed(prefix: str) -> dict[str, str]:
+            if not prefix.startswith("/"):
+                raise ValueError(f"{prefix!r} is not a key that starts with /")
             if prefix not in seen:
                 revision, seen[prefix] = self._source.list(prefix)
                 lowest.append(revision)
@@ -147,10 +161,19 @@ class Renderer:
         def get(key: str, default: str | None = None) -> str | None:
             return listed(key).get(key, default)
 
-        text = self._template.render(ls=ls, get=get, names=lambda p: [i["name"] for i in ls(p)])
+        problem = ""
+        try:
+            text = self._template.render(ls=ls, get=get, names=lambda p: [i["name"] for i in ls(p)])
+        except SourceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a template does wrong with what is there
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
+            problem = f"{self._name}:{lines[-1] if lines else 0}: {error}"
         self._refuse_older(min(lowest, default=0))
         self._values = seen
         self.revision = min(lowest, default=0)
+        if problem:
+            raise RenderError(problem)
         return text
 
     def _refuse_older(self, revision: int) -> None:
@@ -164,17 +187,26 @@ class Renderer:
             raise SourceError(f"the host is at revision {revision}, {self.revision} was seen before")
 
     def update(self, check: str, execute: str) -> bool:
-        """Write the file if its text changed; whether it did.  Raises ``SourceError``."""
+        """Write the file if its text changed; whether it did.
+
+        Raises :class:`SourceError`, or :class:`RenderError` when the file is left as it is.
+        """
         text = self.text()
-        if self._out.exists() and self._out.read_text() == text:
-            return False
         temporary = self._out.with_name(self._out.name + ".new")
-        temporary.write_text(text)
-        if check and _run(check.replace("{}", str(temporary))) != 0:
-            print(f"argosy: {self._out} is left as it is: the check failed", file=sys.stderr, flush=True)
-            temporary.unlink()
-            return False
-        os.replace(temporary, self._out)
+        try:
+            if self._out.exists():
+                if self._out.read_bytes() == text.encode():
+                    return False
+            temporary.write_text(text)
+            if self._out.exists():
+                shutil.copymode(self._out, temporary)
+            if check and _run(check.replace("{}", shlex.quote(str(temporary)))) != 0:
+                raise RenderError(f"{self._out} is left as it is: the check failed")
+            os.replace(temporary, self._out)
+        except OSError as error:
+            raise RenderError(f"{error.filename}: {error.strerror}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
         if execute:
             _run(execute)
         return True
@@ -189,7 +221,11 @@ class Renderer:
 
 
 def _run(command: str) -> int:
-    return subprocess.run(shlex.split(command), check=False).returncode
+    try:
+        return subprocess.run(shlex.split(command), check=False).returncode
+    except OSError as error:
+        print(f"argosy: {command}: {error.strerror}", file=sys.stderr, flush=True)
+        return 127
 
 
 def render(
@@ -197,13 +233,20 @@ def render(
 ) -> int:
     """Keep a file in line with the brain; returns the exit status (``--once`` only)."""
     source = HttpKeys(session.endpoint) if session.is_http else TransportKeys(session)
-    renderer = Renderer(source, template, out)
+    try:
+        renderer = Renderer(source, template, out)
+    except RenderError as error:
+        die(str(error), USAGE)
     deadline = time.monotonic() + session.timeout
     while True:
         try:
-            changed = renderer.update(check, execute)
-            if changed:
-                print(f"{out}: written at revision {renderer.revision}", flush=True)
+            try:
+                if renderer.update(check, execute):
+                    print(f"{out}: written at revision {renderer.revision}", flush=True)
+            except RenderError as error:  # another value may come right
+                print(f"argosy: {error}", file=sys.stderr, flush=True)
+                if once:
+                    return FAILED
             if once:
                 return 0
             renderer.wait()
@@ -211,8 +254,7 @@ def render(
                 time.sleep(splay)
         except SourceError as error:
             if once and time.monotonic() > deadline:
-                print(f"argosy: the brain did not answer: {error}", file=sys.stderr)
-                return 3
+                die(f"the brain did not answer: {error}", UNREACHABLE)
             time.sleep(RETRY_S)
         except KeyboardInterrupt:
             return 0

@@ -299,6 +299,16 @@ class _WatchRequest:
 
     def start(self) -> None:
         self._request.on_close = self._close
+        if self._next:
+            self._ask(self._watching)
+        else:
+            self._door.ask(Query(lambda store: store.revision, False, REQUEST_S_MAX), self._from_now)
+
+    def _from_now(self, revision: Any, error: BaseException | None) -> None:
+        if error is not None:
+            self._keys._fail(error)  # noqa: SLF001 - one request, two halves
+            return
+        self._next = revision + 1
         self._ask(self._watching)
 
     def _ask(self, then: Callable[[Any, BaseException | None], None]) -> None:

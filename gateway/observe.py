@@ -86,6 +86,10 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family(
         "histogram", "argosy_raft_append_seconds", "From an append to its acknowledgement (leader only)."
     ).add_histogram(appends.cumulative(), appends.sum)
+    commits = peer.commit_seconds
+    yield Family(
+        "histogram", "argosy_raft_commit_seconds", "From a command's arrival to its outcome, on its peer."
+    ).add_histogram(commits.cumulative(), commits.sum)
     trips = Family("histogram", "argosy_transport_round_trip_seconds", "Heartbeat and answer.", ("peer",))
     etcd_trips = Family("histogram", "etcd_network_peer_round_trip_time_seconds", "Round trip time.", ("To",))
     names = dict(raft.config.info)
@@ -187,6 +191,23 @@ def _tcp_round_trips(company: Company, net: Any) -> Family:
     return out
 
 
+def door_families(company: Company) -> Iterable[Family]:
+    """The HTTP door."""
+    ref = company.system.find("gateway")
+    if ref is None:
+        return
+    door: Any = ref._mailbox.actor  # noqa: SLF001 - read only, at scrape
+    requests = Family("counter", "argosy_http_requests", "Requests by method.", ("method",))
+    for method, count in sorted(door.requests.items()):
+        requests.add(count, method)
+    yield requests
+    yield Family("gauge", "argosy_http_connections", "Open connections.").add(len(door.server.connections))
+    yield Family("counter", "argosy_http_cut_off", "Readers of a stream that were too slow.").add(
+        door.server.cut_off
+    )
+    yield Family("gauge", "argosy_http_watches", "Watches of v2 clients.").add(len(door.watches))
+
+
 def fleet_families(company: Company) -> Iterable[Family]:
     """Units of this machine, and the scheduler's work."""
     machine: Any = company.machine._mailbox.actor  # noqa: SLF001
@@ -234,6 +255,12 @@ def _unit_families(company: Company) -> Iterable[Family]:
     depth = Family("gauge", "argosy_unit_mailbox_depth", "Messages that wait for a unit's actor.", label)
     handled = Family("counter", "argosy_unit_messages", "Messages handled by a unit's actor.", label)
     reborn = Family("counter", "argosy_unit_actor_restarts", "Restarts of a unit's actor.", label)
+    handling = Family("histogram", "argosy_unit_handling_seconds", "Time to handle a message.", label)
+    waiting = Family("histogram", "argosy_unit_mailbox_seconds", "Time in the mailbox.", label)
+    dead = Family(
+        "counter", "argosy_unit_dead_letters", "Messages that a unit's actor did not take.",
+        ("unit", "reason"),
+    )  # fmt: skip
     for box in company.system.mailboxes():
         manager = box.actor
         if not isinstance(manager, UnitManager):
@@ -247,7 +274,11 @@ def _unit_families(company: Company) -> Iterable[Family]:
         depth.add(len(box.user), manager.unit)
         handled.add(box.handled, manager.unit)
         reborn.add(box.restarts, manager.unit)
-    yield from (active, failed, health, restarts, depth, handled, reborn)
+        handling.add_histogram(box.stats.handling.cumulative(), box.stats.handling.sum, manager.unit)
+        waiting.add_histogram(box.stats.waiting.cumulative(), box.stats.waiting.sum, manager.unit)
+        for reason in ("dead", "overflow"):
+            dead.add(box.stats.dead_letters.get(reason, 0), manager.unit, reason)
+    yield from (active, failed, health, restarts, depth, handled, reborn, handling, waiting, dead)
 
 
 def lock_families(company: Company) -> Iterable[Family]:

@@ -221,6 +221,8 @@ class Actor(pykka.Actor):
     #: ``loop`` (handlers never block), or ``pool`` (handlers may block).
     dispatch: ClassVar[str] = "loop"
     mailbox_messages_max: ClassVar[int] = MAILBOX_MESSAGES_MAX
+    #: whether each actor of the class has counters of its own beside those of the class
+    own_stats: ClassVar[bool] = False
     #: What a full mailbox does: ``reject`` the new message or ``drop_oldest``.
     mailbox_overflow: ClassVar[str] = "reject"
     _handlers: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {}

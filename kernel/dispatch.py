@@ -95,16 +95,18 @@ class LoopDispatcher:
     def _drain(self) -> None:
         ready = self._ready
         self.turns += 1
-        for _ in range(RUNS_PER_TURN_MAX):
-            try:
-                mailbox = ready.popleft()
-            except IndexError:
-                break
-            run_safely(mailbox)
-        self._armed = False
-        if ready and not self._armed:
-            self._armed = True
-            self._loop.call_soon(self._drain)
+        try:
+            for _ in range(RUNS_PER_TURN_MAX):
+                try:
+                    mailbox = ready.popleft()
+                except IndexError:
+                    break
+                run_safely(mailbox)
+        finally:  # whatever escapes, the others must get their turn
+            self._armed = False
+            if ready and not self._armed:
+                self._armed = True
+                self._loop.call_soon(self._drain)
 
     def call_later(self, delay: float, action: Callable[[], None]) -> Cancellable:
         """A loop timer; from another thread it is handed over first."""

@@ -360,7 +360,7 @@ class Mailbox:
         if during != "on_start" or supervision is not None:
             try:
                 actor.on_failure(*exc_info)
-            except Exception:  # noqa: BLE001
+            except BaseException:  # noqa: BLE001 - it must not end the thread that many actors share
                 if supervision is None:
                     actor._handle_failure(*sys.exc_info())  # noqa: SLF001
                 else:
@@ -384,7 +384,7 @@ class Mailbox:
         self.restarts += 1
         self.incarnation += 1
         if self.stats is not None:
-            self.stats.restarts += 1
+            self.stats.restarted()
         assert self.supervision is not None
         self.suspended = False
         self.broken = False
@@ -469,4 +469,4 @@ class Mailbox:
 
     def _count_dead(self, why: str) -> None:
         if self.stats is not None:
-            self.stats.dead_letters[why] = self.stats.dead_letters.get(why, 0) + 1
+            self.stats.dead(why)

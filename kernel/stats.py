@@ -43,12 +43,16 @@ class Histogram:
         return rows
 
 
-class ClassStats:
-    """What all actors of one class on one host did."""
+class Stats:
+    """What all actors of one class on one host did, or one actor whose class asks for its own.
 
-    __slots__ = ("dead_letters", "handled", "handling", "restarts", "started", "waiting")
+    Those of a single actor count for its class too (``whole``).
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("dead_letters", "handled", "handling", "restarts", "started", "waiting", "whole")
+
+    def __init__(self, whole: Stats | None = None) -> None:
+        self.whole = whole
         self.handled = 0
         self.started = 0
         self.restarts = 0
@@ -65,3 +69,17 @@ class ClassStats:
             self.handled += count
             self.handling.observe(took / count, count)
             self.waiting.observe(waited if waited > 0 else 0.0)
+            if self.whole is not None:
+                self.whole.observe(count, took, waited)
+
+    def restarted(self) -> None:
+        """A supervisor put a fresh actor behind a reference."""
+        self.restarts += 1
+        if self.whole is not None:
+            self.whole.restarted()
+
+    def dead(self, why: str) -> None:
+        """A message that nobody took: ``dead`` or ``overflow``."""
+        self.dead_letters[why] = self.dead_letters.get(why, 0) + 1
+        if self.whole is not None:
+            self.whole.dead(why)

@@ -15,7 +15,7 @@ from pykka import ActorRegistry
 from .actor import Actor, Ref
 from .dispatch import Dispatcher
 from .mailbox import Mailbox
-from .stats import ClassStats
+from .stats import Stats
 from .supervision import Place, RestartLimit, Supervision, spawning
 
 logger = logging.getLogger("argosy.actor")
@@ -38,7 +38,7 @@ class System:
         self._dispatchers = dispatchers
         self._by_path: dict[str, Mailbox] = {}
         self._on_fatal = on_fatal
-        self.stats: dict[str, ClassStats] = {}
+        self.stats: dict[str, Stats] = {}
         self.failed: BaseException | None = None
         self._subscribers: dict[type, dict[str, Ref]] = {}
         self._published: dict[type, Any] = {}
@@ -78,8 +78,10 @@ class System:
             raise NameTakenError(f"an actor named {path} is alive already")
         stats = self.stats.get(cls.__name__)
         if stats is None:
-            stats = self.stats[cls.__name__] = ClassStats()
+            stats = self.stats[cls.__name__] = Stats()
         stats.started += 1
+        if cls.own_stats:
+            stats = Stats(stats)
 
         def prepare(mailbox: Mailbox) -> None:
             mailbox.path = path

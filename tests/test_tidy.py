@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS: dict[str, set[str]] = {
     "metrics": set(),
     "kernel": {"metrics"},
-    "brain": set(),
+    "brain": {"kernel"},
     "fleet": set(),
     "transport": {"kernel", "metrics"},
     "runners": {"kernel", "metrics"},
@@ -51,6 +51,15 @@ def test_imports_go_one_way(room: str) -> None:
     for path, tree in modules(room):
         foreign = {name for name in imported(tree) if name in ROOMS and name != room}
         assert foreign <= ROOMS[room], f"{path.relative_to(ROOT)} imports {foreign - ROOMS[room]}"
+
+
+def test_the_brain_takes_only_the_codec_from_the_kernel() -> None:
+    """No actors in the pure core."""
+    for path, tree in modules("brain"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kernel"):
+                taken = {f"{node.module}.{alias.name}" for alias in node.names}
+                assert taken <= {"kernel.cbor", "kernel.cbor.DecodeError"}, path
 
 
 @pytest.mark.parametrize("room", sorted(PURE))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pykka import ActorDeadError
@@ -43,6 +44,13 @@ class LinkLostError(Exception):
     """The link went down before the answer; whether the request was handled is unknown."""
 
     code = "link_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """Published in the host: the link to a machine was lost."""
+
+    machine: str
 
 
 class Access(Protocol):
@@ -138,6 +146,7 @@ class Router:
         """The net port reports a link; a lost one ends the asks that went out on it."""
         if up:
             return
+        self._system.publish(LinkDown(machine))
         for number, (_, target, _) in list(self._asks.items()):
             if target == machine:
                 self._finish(number, None, LinkLostError(f"the link to machine {machine} was lost"))

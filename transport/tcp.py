@@ -169,6 +169,7 @@ class _Peer:
         self.failures = 0
         self.wanted = True
         self.last_error = ""
+        self._seen = asyncio.Event()
         self.task = net.loop.create_task(self._open())
 
     async def _open(self) -> None:
@@ -184,10 +185,10 @@ class _Peer:
                 )
             except (TimeoutError, OSError, ssl.SSLError, ValueError) as error:
                 self._note(error)
-                await asyncio.sleep(self._pause())
+                await self._rest()
                 continue
             if self.wanted and link.closed:  # lost before this task went on
-                await asyncio.sleep(self._pause())
+                await self._rest()
                 continue
             if self.wanted:
                 self.link = link
@@ -203,6 +204,18 @@ class _Peer:
             logger.info("no link to %s at %s: %s", self.machine, self.address, text)
             self.last_error = text
 
+    async def _rest(self) -> None:
+        """Wait before the next try, unless the machine shows meanwhile that it is there."""
+        self._seen.clear()
+        try:
+            await asyncio.wait_for(self._seen.wait(), self._pause())
+        except TimeoutError:
+            pass
+
+    def seen(self) -> None:
+        """The machine has opened a link of its own to this host: it can be reached again."""
+        self._seen.set()
+
     def _pause(self) -> float:
         delay: float = min(RECONNECT_S_FIRST * 2 ** min(self.failures, 10), RECONNECT_S_LAST)
         self.failures += 1
@@ -214,7 +227,7 @@ class _Peer:
         if self.wanted:
 
             async def later() -> None:
-                await asyncio.sleep(self._pause())
+                await self._rest()
                 await self._open()
 
             self.task = self.net.loop.create_task(later())
@@ -317,6 +330,10 @@ class TcpNet:
         self._inbound.add(link)
         if link.peer.role == MACHINE:
             link.name = link.peer.machine
+            for lane in LANES:
+                peer = self._peers.get((link.name, lane))
+                if peer is not None:
+                    peer.seen()
         else:
             self._next_client += 1
             link.name = f"{link.peer.role}-{self._next_client}"

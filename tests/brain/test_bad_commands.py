@@ -19,7 +19,6 @@ UNREADABLE: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.xfail(reason="it is committed, and every peer fails on it for ever")
 @pytest.mark.parametrize("command", UNREADABLE.values(), ids=UNREADABLE)
 def test_an_unreadable_command_is_refused_and_no_peer_fails(command: list[Any]) -> None:
     """The asker hears it at once, and the next write goes through."""

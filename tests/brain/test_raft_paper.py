@@ -1285,3 +1285,32 @@ def test_commands_are_applied_in_one_order_whatever_is_lost(seed: int) -> None:
     assert [index for index, _ in histories[0]] == list(range(1, len(applied) + 1))
     assert max(Counter(net.commands("1")).values()) == 1, "no command twice"
     assert len(net.commands("1")) > 20
+
+
+# -- a lost link -----------------------------------------------------------------------------------
+
+
+def test_a_follower_that_loses_its_leader_stands_within_a_few_ticks() -> None:
+    """A process that died takes its connections with it: nobody waits out the whole timeout."""
+    core = follower(term=2)
+    core.unreachable("3")
+    ticks(core, SETTINGS.lost_link_ticks)
+    assert core.role is Role.FOLLOWER, "another peer's link says nothing of the leader"
+    core.unreachable("2")
+    ticks(core, SETTINGS.lost_link_ticks)
+    assert core.role is Role.PRE_CANDIDATE
+
+
+def test_a_cut_link_disturbs_nobody_who_hears_the_leader() -> None:
+    """Only those who have lost it themselves grant the pre-vote; one heartbeat ends the doubt."""
+    core = follower(term=2)
+    asked = Message(Kind.PRE_VOTE, "3", "1", 3, index=9, log_term=9)
+    core.step(asked)
+    assert not drive(core).messages
+    core.unreachable("2")
+    core.step(asked)
+    assert [(m.kind, m.reject) for m in drive(core).messages] == [(Kind.PRE_VOTE_REPLY, False)]
+    core.step(Message(Kind.HEARTBEAT, "2", "1", 2))
+    drive(core)
+    core.step(asked)
+    assert not drive(core).messages

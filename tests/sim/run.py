@@ -22,6 +22,8 @@ from .cluster import Outcome, SimFailure, run_seed
 from .mutants import MUTANTS
 from .options import draw
 
+#: Characters of a finding that are shown as it is found.
+LINE = 160
 #: Seeds between two lines of progress when there is no terminal.
 PLAIN_EVERY = 50
 
@@ -106,6 +108,8 @@ def _collect(jobs: list[Job], processes: int, console: Console) -> list[Result]:
     if not console.is_terminal:
         for result in run_jobs(jobs, processes):
             note(result)
+            if result.report:
+                print(f"seed {result.seed} failed: {_finding(result.report)[:LINE]}", flush=True)
             if len(results) % PLAIN_EVERY == 0:
                 print(f"{len(results)} of {len(jobs)} seeds run, {failed} failed", flush=True)
         return results
@@ -119,6 +123,12 @@ def _collect(jobs: list[Job], processes: int, console: Console) -> list[Result]:
             note(result)
             progress.update(task, advance=1, failed=failed)
     return results
+
+
+def _finding(report: str) -> str:
+    """The line of a report that says what is wrong."""
+    lines = report.splitlines()
+    return lines[lines.index("") + 1] if "" in lines else lines[0]
 
 
 def _print_report(results: list[Result], whole: bool) -> None:

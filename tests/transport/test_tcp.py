@@ -183,6 +183,30 @@ def test_a_link_that_is_lost_before_its_opening_is_noticed_is_opened_again(
         run(scenario)
 
 
+def test_a_machine_that_calls_is_called_back_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its link to us proves that it is there again: no back-off is waited out."""
+    monkeypatch.setattr(tcp, "RECONNECT_S_FIRST", 3600.0)
+    monkeypatch.setattr(tcp, "RECONNECT_S_LAST", 3600.0)
+
+    async def scenario() -> None:
+        one, two = Net("m1", cluster.identity("m1")), Net("m2", cluster.identity("m2"))
+        first, second = await one.serve(), await two.serve()
+        await two.close()
+        one.net.set_peers({"m2": second})
+        await asyncio.sleep(0.1)  # refused, and resting for an hour
+        again = Net("m2", cluster.identity("m2"))
+        await again.serve(two.port)
+        assert one.net.links_up() == 0
+        again.net.set_peers({"m1": first})
+        await until(lambda: one.net.links_up() == 2, "links back")
+        await one.close()
+        await again.close()
+
+    run(scenario)
+
+
 def test_links_follow_the_addresses(cluster: Cluster) -> None:
     """A peer that moves is reached at its new place, a removed one is let go, oneself never called."""
 
