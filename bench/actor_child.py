@@ -94,7 +94,8 @@ class Theirs(pykka.ThreadingActor):
 
 def _on_loop() -> tuple[System, Callable[[Callable[[], None]], None]]:
     """A system on a loop that runs in a thread of its own, and the means to call there."""
-    sys.setswitchinterval(1e-4)  # as every host does
+    sys.setswitchinterval(1e-4)  # as every host does, and so are the collector's thresholds
+    gc.set_threshold(50_000, 20, 20)
     loop = uvloop.new_event_loop()
     dispatcher = LoopDispatcher(loop)
     ready = threading.Event()

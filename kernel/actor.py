@@ -260,6 +260,18 @@ class Actor(pykka.Actor):
                 place.fill(mailbox)
         self.system: System = place.system if place is not None else None  # type: ignore[assignment]
 
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> Any:
+        """Start an actor outside a system; as Pykka's, less the debug lines it always formats."""
+        actor = cls(*args, **kwargs)
+        assert hasattr(actor, "actor_inbox"), (
+            "Actor.__init__() have not been called. Did you forget to call super() in your override?"
+        )
+        ref = actor._actor_ref  # noqa: SLF001
+        ActorRegistry._actor_refs.append(ref)  # type: ignore[attr-defined] # noqa: SLF001
+        actor._start_actor_loop()  # noqa: SLF001
+        return ref
+
     # -- Pykka's extension points ---------------------------------------------------
 
     @staticmethod
