@@ -194,6 +194,11 @@ class World:
                 source.last_arrival[key] = arrives
             self.call_later(arrives - self.now, lambda: self._arrive(source.name, target, frame))
 
+    def calls(self, machine: str, target: str) -> bool:
+        """Whether ``machine`` runs and keeps a link to ``target``."""
+        other = self.machines.get(machine)
+        return other is not None and other.alive and other.net is not None and other.net.keeps(target)
+
     def _arrive(self, source: str, target: str, frame: bytes) -> None:
         if (source, target) in self.cut:
             return
@@ -353,11 +358,15 @@ class SimNet:
         self._on_link: Callable[[str, bool], None] = lambda machine, up: None
 
     def send(self, machine: str, lane: int, frame: bytes) -> bool:
-        """Into the network; False only if no link is kept to that machine."""
-        if machine not in self._peers:
+        """Into the network; False only if neither of the two keeps a link to the other."""
+        if machine not in self._peers and not self._machine.world.calls(machine, self._machine.name):
             return False
         self._machine.world.carry(self._machine, machine, lane, frame)
         return True
+
+    def keeps(self, machine: str) -> bool:
+        """Whether a link to ``machine`` is kept."""
+        return machine in self._peers
 
     def set_peers(self, addresses: dict[str, str]) -> None:
         """Machines to keep links to."""

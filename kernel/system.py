@@ -99,7 +99,7 @@ class System:
 
         spawning.place = Place(self, path, prepare)
         try:
-            return cls.start(*args, **kwargs)  # type: ignore[return-value]
+            return cls.start(*args, **kwargs)  # type: ignore[no-any-return]
         except BaseException:
             self._by_path.pop(path, None)
             if parent is not None and parent.actor_inbox.children:

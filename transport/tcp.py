@@ -259,6 +259,7 @@ class TcpNet:
         self._peers: dict[tuple[str, int], _Peer] = {}
         self._clients: dict[str, _Link] = {}
         self._inbound: set[_Link] = set()
+        self._callers: dict[tuple[str, int], _Link] = {}  # machines that opened a link to this host
         self._next_client = 0
         self._on_frame: Callable[[str, bytes], None] = lambda machine, payload: None
         self._on_link: Callable[[str, bool], None] = lambda machine, up: None
@@ -267,9 +268,16 @@ class TcpNet:
     # -- the net port ---------------------------------------------------------------
 
     def send(self, machine: str, lane: int, payload: bytes) -> bool:
-        """Queue a frame for a machine or a client; False if it was dropped."""
+        """Queue a frame for a machine or a client; False if it was dropped.
+
+        A machine to which no link is kept (it became a member while this host was off, so its
+        address is not known here) is answered on the link that it opened itself.
+        """
         peer = self._peers.get((machine, lane))
-        link = peer.link if peer is not None else self._clients.get(machine)
+        if peer is not None:
+            link = peer.link
+        else:
+            link = self._callers.get((machine, lane)) or self._clients.get(machine)
         if link is None or link.peer is None:
             return self.counters.drop("no_link")
         return link.send(payload)
@@ -330,6 +338,8 @@ class TcpNet:
         self._inbound.add(link)
         if link.peer.role == MACHINE:
             link.name = link.peer.machine
+            link.lane = link.peer.lane
+            self._callers[link.name, link.lane] = link
             for lane in LANES:
                 peer = self._peers.get((link.name, lane))
                 if peer is not None:
@@ -358,6 +368,8 @@ class TcpNet:
         if link.deadline is not None:
             link.deadline.cancel()
         self._inbound.discard(link)
+        if self._callers.get((link.name, link.lane)) is link:
+            del self._callers[link.name, link.lane]
         if link.name in self._clients:
             del self._clients[link.name]
             self._on_link(link.name, False)

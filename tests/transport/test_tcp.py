@@ -207,6 +207,27 @@ def test_a_machine_that_calls_is_called_back_at_once(
     run(scenario)
 
 
+def test_a_machine_whose_address_is_unknown_is_answered_on_its_own_link(cluster: Cluster) -> None:
+    """It became a member while this host was off: its messages come, and so must the replies."""
+
+    async def scenario() -> None:
+        one, two = Net("m1", cluster.identity("m1")), Net("m2", cluster.identity("m2"))
+        await one.serve()
+        one.net.set_peers({"m2": await two.serve()})
+        await until(lambda: one.net.links_up() == 2, "links of one side")
+        for lane in tcp.LANES:
+            assert one.net.send("m2", lane, b"hello")
+        await until(lambda: len(two.frames) == 2, "the frames")
+        for lane in tcp.LANES:
+            assert two.net.send("m1", lane, b"hello yourself")
+        await until(lambda: len(one.frames) == 2, "the replies")
+        await one.close()
+        await until(lambda: not two.net.send("m1", tcp.CONTROL, b"gone"), "the link to be gone")
+        await two.close()
+
+    run(scenario)
+
+
 def test_links_follow_the_addresses(cluster: Cluster) -> None:
     """A peer that moves is reached at its new place, a removed one is let go, oneself never called."""
 
