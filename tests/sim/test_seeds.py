@@ -19,6 +19,12 @@ def test_five_peers(seed: int) -> None:
     run_seed(seed, 5)
 
 
+@pytest.mark.parametrize("seed", [310, 348, 445])
+def test_members_that_came_while_a_peer_was_off(seed: int) -> None:
+    """Their addresses are in no configuration that it has: it could hear a leader and not answer."""
+    run_seed(seed, 5)
+
+
 @pytest.mark.parametrize(("seed", "size"), [(1, 3), (2, 3), (3, 5)])
 def test_a_seed_is_one_run(seed: int, size: int) -> None:
     """Twice the same trace, step for step, and the same outcome."""
