@@ -31,15 +31,15 @@ LIMIT = RestartLimit(restarts=10, within=10.0, backoff=0.05)
 
 @dataclass(slots=True)
 class Company:
-    """One host's actors."""
+    """One host's actors; those of the fleet are missing where only the brain runs."""
 
     system: System
     router: Router
     raft: Ref
-    machine: Ref
-    scheduler: Ref
-    lock_manager: Ref
     control: Ref
+    machine: Ref | None = None
+    scheduler: Ref | None = None
+    lock_manager: Ref | None = None
 
 
 def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozenset[str]) -> tuple[str, bytes]:
@@ -51,26 +51,33 @@ def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozense
     return snapshot.file_name(0), snapshot.dump(snapshot.Meta(0, 0, config), Store())
 
 
+def boot_brain(
+    machine: str, name: str, version: str, cluster: str, ports: Ports, dispatcher: Dispatcher,
+    pool: Dispatcher, authority: Authority | None, on_fatal: Callable[[BaseException], None],
+    settings: PeerSettings | None = None, raft_class: type[Raft] = Raft,
+) -> Company:  # fmt: skip
+    """Start a peer of the brain and what operators ask it through; returns at once."""
+    system = System(name, {"loop": dispatcher, "pool": pool}, on_fatal)
+    router = Router(system, ports.net, dispatcher, machine)
+    raft = system.spawn(RaftPeer, machine, ports, router, settings, raft_class, name="raft", limit=LIMIT)
+    control = system.spawn(
+        Control, machine, cluster, ports, raft, router, authority, version, name="control", limit=LIMIT
+    )
+    return Company(system, router, raft, control)
+
+
 def boot(
     identity: Identity, cluster: str, ports: Ports, dispatcher: Dispatcher, pool: Dispatcher,
     authority: Authority | None, on_fatal: Callable[[BaseException], None],
     settings: PeerSettings | None = None, raft_class: type[Raft] = Raft,
 ) -> Company:  # fmt: skip
     """Start every actor of a host; returns at once."""
-    system = System(identity.name, {"loop": dispatcher, "pool": pool}, on_fatal)
-    router = Router(system, ports.net, dispatcher, identity.id)
-    raft = system.spawn(
-        RaftPeer, identity.id, ports, router, settings, raft_class, name="raft", limit=LIMIT
-    )
-    return Company(
-        system,
-        router,
-        raft,
-        machine=system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT),
-        scheduler=system.spawn(Scheduler, raft, name="scheduler", limit=LIMIT),
-        lock_manager=system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT),
-        control=system.spawn(
-            Control, identity.id, cluster, ports, raft, router, authority, identity.version,
-            name="control", limit=LIMIT,
-        ),
+    company = boot_brain(
+        identity.id, identity.name, identity.version, cluster, ports, dispatcher, pool, authority,
+        on_fatal, settings, raft_class,
     )  # fmt: skip
+    system, raft = company.system, company.raft
+    company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
+    company.scheduler = system.spawn(Scheduler, raft, name="scheduler", limit=LIMIT)
+    company.lock_manager = system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT)
+    return company

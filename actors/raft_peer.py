@@ -929,6 +929,10 @@ class RaftPeer(Actor):
             return replace(
                 config, learners=config.learners | {member}, info=(*others, (member, message.info))
             )
+        if message.change == "update":
+            if member not in config.everyone:
+                raise BrainError("missing", f"no member has the id {member}")
+            return replace(config, info=(*others, (member, message.info)))
         if message.change == "promote":
             if member not in config.learners:
                 return config

@@ -20,10 +20,10 @@ from typing import Any
 
 import uvloop
 
-from actors.company import Company, boot, founding_snapshot
+from actors.company import Company, boot, boot_brain, founding_snapshot
 from actors.control import Authority, Command
 from actors.machine import Identity
-from actors.raft_messages import ChangeConfig, TransferLeadership
+from actors.raft_messages import ChangeConfig, Status, TransferLeadership
 from actors.raft_peer import PeerSettings
 from gateway import observe
 from gateway.door import Gateway
@@ -219,9 +219,15 @@ def authority_of(folder: Path) -> Authority | None:
 
 
 class Host:
-    """The running host."""
+    """The running host; with ``brain_only`` a peer of the brain and its door, and no units."""
 
-    def __init__(self, config: HostConfig, folder: Path, membership: Membership) -> None:
+    def __init__(
+        self, config: HostConfig, folder: Path, membership: Membership,
+        settings: PeerSettings | None = None, urls: str = "", brain_only: bool = False,
+    ) -> None:  # fmt: skip
+        self._settings = settings or PeerSettings(seeds=tuple(membership.seeds.items()))
+        self._urls = urls or (f"http://{config.client[0]}" if config.client else "")
+        self._brain_only = brain_only
         self.config = config
         self.folder = folder
         self.membership = membership
@@ -254,32 +260,37 @@ class Host:
         disk = RealDisk(self.loop, self.folder / "raft")
         processes = Processes(self.loop, self.folder)
         ports = Ports(clock, rng, disk, self.net, processes)
-        dispatcher = LoopDispatcher(self.loop)
-        advertise = config.advertise or host
-        endpoint = f"http://{doors[0][0]}:{doors[0][1]}" if doors else ""
-        identity = Identity(
-            membership.machine, config.name, config.transport, endpoint, advertise,
-            dict(config.metadata), config.role, VERSION,
-        )  # fmt: skip
-        self.company = boot(
-            identity, membership.cluster, ports, dispatcher, PoolDispatcher(config.name),
-            authority_of(self.folder), self._end,
-            PeerSettings(seeds=tuple(membership.seeds.items())),
-        )  # fmt: skip
+        self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
         await self._open_doors(doors)
-        if membership.wants_vote:
-            self.loop.create_task(self._ask_for_vote())
+        self.loop.create_task(self._introduce())
+
+    def _boot(self, ports: Ports, doors: list[tuple[str, int]]) -> Company:
+        config, membership = self.config, self.membership
+        dispatcher, pool = LoopDispatcher(self.loop), PoolDispatcher(config.name)
+        authority = authority_of(self.folder)
+        if self._brain_only:
+            return boot_brain(
+                membership.machine, config.name, VERSION, membership.cluster, ports, dispatcher, pool,
+                authority, self._end, self._settings,
+            )  # fmt: skip
+        identity = Identity(
+            membership.machine, config.name, config.transport,
+            f"http://{doors[0][0]}:{doors[0][1]}" if doors else "",
+            config.advertise or resolve(config.transport)[0], dict(config.metadata), config.role, VERSION,
+        )  # fmt: skip
+        return boot(
+            identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings
+        )
 
     async def _open_doors(self, doors: list[tuple[str, int]]) -> None:
         company, net = self.company, self.net
+        sources = [observe.actor_families, observe.raft_families, observe.door_families]
+        if not self._brain_only:
+            sources += [observe.fleet_families, observe.lock_families]
         exporter = Exporter(
-            lambda: observe.actor_families(company),
-            lambda: observe.raft_families(company),
+            *(lambda source=source: source(company) for source in sources),  # type: ignore[misc]
             lambda: observe.transport_families(company, net),
-            lambda: observe.fleet_families(company),
-            lambda: observe.lock_families(company),
-            lambda: observe.door_families(company),
             observe.process_families,
         )
         opened: asyncio.Future[None] = self.loop.create_future()
@@ -299,18 +310,37 @@ class Host:
         )  # fmt: skip
         await opened
 
-    async def _ask_for_vote(self) -> None:
-        """A joined voter is a learner until it has caught up."""
-        change = ChangeConfig("promote", self.membership.machine)
+    async def _introduce(self) -> None:
+        """Tell the others this host's name and addresses where they changed; then ask for the vote.
+
+        A joined voter is a learner until it has caught up.
+        """
+        machine = self.membership.machine
+        mine = (self.config.name, self.config.transport, self._urls)
         while True:
-            await asyncio.sleep(1.0)
-            answer: asyncio.Future[BaseException | None] = self.loop.create_future()
-            future = self.company.raft.ask(change, block=False)
-            future.on_done(lambda f, answer=answer: answer.done() or answer.set_result(f.error))
-            if await answer is None:
-                self.membership.wants_vote = False
-                self.membership.save(self.folder)
+            status, error = await self._ask_raft(Status())
+            known = status["info"].get(machine) if error is None else None
+            if known is not None and tuple(known) != mine:
+                await self._ask_raft(ChangeConfig("update", machine, mine))
+            elif known is not None and self.membership.wants_vote:
+                _, error = await self._ask_raft(ChangeConfig("promote", machine))
+                if error is None:
+                    self.membership.wants_vote = False
+                    self.membership.save(self.folder)
+            elif known is not None:
                 return
+            await asyncio.sleep(0.5)
+
+    async def _ask_raft(self, message: Any) -> tuple[Any, BaseException | None]:
+        answer: asyncio.Future[Any] = self.loop.create_future()
+        future = self.company.raft.ask(message, block=False)
+
+        def answered(f: Any) -> None:
+            if not answer.done():
+                answer.set_result((f.value, f.error))
+
+        future.on_done(answered)
+        return await answer  # type: ignore[no-any-return]
 
     async def stop(self) -> None:
         """Hand leadership over and let go; the units stay with their shims."""
@@ -342,13 +372,21 @@ def prepare(config: HostConfig) -> tuple[Path, Membership, int]:
 
 def run(config: HostConfig) -> int:
     """Run one host until it is told to stop; returns the exit status."""
-    sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
     folder, membership, _lock = prepare(config)
     if config.grpc:
         logger.warning("--grpc %s: the gRPC door is not served by version %s", config.grpc, VERSION)
+    return serve(config, folder, membership)
+
+
+def serve(
+    config: HostConfig, folder: Path, membership: Membership, settings: PeerSettings | None = None,
+    urls: str = "", brain_only: bool = False,
+) -> int:  # fmt: skip
+    """Run a host whose directory is locked and whose membership is known."""
+    sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
 
     async def main() -> BaseException | None:
-        host = Host(config, folder, membership)
+        host = Host(config, folder, membership, settings, urls, brain_only)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, host._end, None)  # noqa: SLF001

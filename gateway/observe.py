@@ -210,6 +210,7 @@ def door_families(company: Company) -> Iterable[Family]:
 
 def fleet_families(company: Company) -> Iterable[Family]:
     """Units of this machine, and the scheduler's work."""
+    assert company.machine is not None and company.scheduler is not None
     machine: Any = company.machine._mailbox.actor  # noqa: SLF001
     yield Family("gauge", "argosy_machine_lease_held", "1 while this machine holds its lease.").add(
         float(machine.lease_held)
@@ -283,6 +284,7 @@ def _unit_families(company: Company) -> Iterable[Family]:
 
 def lock_families(company: Company) -> Iterable[Family]:
     """The reboot semaphore, per group."""
+    assert company.lock_manager is not None
     manager: Any = company.lock_manager._mailbox.actor  # noqa: SLF001
     names = {
         "holders": Family("gauge", "argosy_lock_holders", "Machines that hold the lock.", ("group",)),

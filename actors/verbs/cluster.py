@@ -67,7 +67,7 @@ def _status(control: Control, status: dict[str, Any]) -> dict[str, Any]:
             {
                 "id": member, "name": name, "address": address,
                 "role": "leader" if member == leader else "voter" if member in voters else "learner",
-                "state": state,
+                "state": state, "seen": status["match"].get(member, 0) > 0,
             }
         )  # fmt: skip
     quorum = len(voters) // 2 + 1
