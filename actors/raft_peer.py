@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from brain import snapshot, tree  # noqa: F401 - the tree registers its commands with the store
+from brain import kv, snapshot, tree  # noqa: F401 - both register their commands with the store
 from brain.codec import decode, encode
 from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock

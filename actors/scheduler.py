@@ -16,7 +16,8 @@ import json
 import logging
 from typing import Any
 
-from brain.store import TXN_OPERATIONS_MAX, Item
+from brain.kv import TXN_OPERATIONS_MAX
+from brain.store import Item
 from fleet import placement, unitfile
 from fleet.placement import Candidate, Placements
 from kernel.actor import handles

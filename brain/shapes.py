@@ -53,28 +53,46 @@ def each(check: Check) -> Check:
 
 
 def compare(value: Any) -> bool:
-    """``[key, target, operator, operand]``: values compare with bytes, the rest with numbers."""
-    if type(value) is not list or len(value) != 4 or not data(value[0]):
+    """``[key, target, operator, operand, end]``: values compare with bytes, the rest with numbers."""
+    if type(value) is not list or not 4 <= len(value) <= 5 or not data(value[0]):
         return False
-    operand_fits = data(value[3]) if value[1] == "value" else number(value[3])
+    operand_fits = data(value[3]) if value[1] == "value" else whole(value[3])
     targets = ("value", "create", "mod", "version", "lease")
-    return operand_fits and value[1] in targets and value[2] in ("=", "!=", "<", ">")
+    known = value[1] in targets and value[2] in ("=", "!=", "<", ">")
+    return operand_fits and known and all(map(optional(data), value[4:]))
+
+
+def options(value: Any) -> bool:
+    """The fields of ``kv.Options``, in order."""
+    if type(value) is not list or len(value) != 10 or type(value[9]) is not bool:
+        return False
+    numbers = (*value[:2], *value[5:9])
+    orders = ("", "ascend", "descend")
+    targets = ("key", "version", "create", "mod", "value")
+    return all(map(number, numbers)) and value[2] in orders and value[3] in targets and flag(value[4])
 
 
 def step(value: Any) -> bool:
-    """One operation of a transaction; unknown verbs are refused later, by name."""
-    if type(value) is not list or len(value) < 2 or not text(value[0]) or not data(value[1]):
+    """One operation of a transaction."""
+    if type(value) is not list or len(value) < 2 or not text(value[0]):
         return False
-    if value[0] == "put":
-        return 3 <= len(value) <= 4 and data(value[2]) and all(map(number, value[3:]))
-    return len(value) <= 3 and all(map(optional(data), value[2:]))
+    verb, rest = value[0], value[2:]
+    if verb == "txn":
+        return len(value) == 4 and each(compare)(value[1]) and all(map(each(step), rest))
+    if not data(value[1]):
+        return False
+    if verb == "put":
+        return 1 <= len(rest) <= 2 and optional(data)(rest[0]) and all(map(optional(number), rest[1:]))
+    if verb == "range":
+        return len(rest) <= 2 and all(map(optional(data), rest[:1])) and all(map(options, rest[1:]))
+    return verb == "delete" and len(rest) <= 1 and all(map(optional(data), rest))
 
 
 #: name -> (checks of the arguments, how many of them may be left out)
 SHAPES: dict[str, tuple[tuple[Check, ...], int]] = {
-    "put": ((data, data, number), 1),
-    "txn": ((each(compare), each(step), each(step)), 0),
-    "delete": ((data, optional(data)), 1),
+    "put": ((data, optional(data), optional(number)), 1),
+    "txn": ((each(compare), each(step), each(step), flag), 1),
+    "delete": ((data, optional(data), flag), 2),
     "lease_grant": ((number, whole), 0),
     "lease_revoke": ((each(number),), 0),
     "compact": ((whole,), 0),

@@ -23,8 +23,13 @@ from .codec import encode_own
 
 #: Revisions kept for reads and watches that start in the past.
 HISTORY_REVISIONS = 10_000
-#: Operations in one transaction.
-TXN_OPERATIONS_MAX = 128
+#: Log time (ms) after which history is forgotten, and how many revisions are kept even so.
+HISTORY_AGE_MS = 3_600_000
+HISTORY_REVISIONS_MIN = 1_000
+#: Bytes of superseded versions that are kept, however few revisions that makes.
+HISTORY_BYTES = 256 * 1024 * 1024
+#: What a version costs beside its key and value, in bytes (measured; see docs/performance.md).
+VERSION_BYTES = 160
 #: Lowest and highest time to live of a lease, in seconds.
 LEASE_TTL_S_MIN = 1
 LEASE_TTL_S_MAX = 9_000_000_000
@@ -71,12 +76,20 @@ class TreeNote(NamedTuple):
     expires: int = 0
 
 
+def weight(key: bytes, item: Item) -> int:
+    """Bytes that one version of a key is counted with."""
+    return len(key) + len(item.value) + VERSION_BYTES
+
+
 class Event(NamedTuple):
     """One revision: its changes, and its v2 description if it has one."""
 
     revision: int
     changes: tuple[Change, ...]
     note: TreeNote | None
+    #: the rolling hash of the store after this revision, and the log time (ms) of it
+    digest: int = 0
+    at_ms: int = 0
 
 
 class Dir:
@@ -114,6 +127,8 @@ class Store:
         self.compacted = 0
         self.log_time_ms = 0
         self.hash = 0
+        self.bytes_live = 0
+        self.bytes_history = 0
         self.live: SortedDict[bytes, Item] = SortedDict()
         self.history: dict[bytes, deque[tuple[int, Item | None]]] = {}
         self.events: deque[Event] = deque()
@@ -154,9 +169,22 @@ class Store:
                 break
             fresh.append(event)
         fresh.reverse()
-        while len(self.events) > HISTORY_REVISIONS:
-            self._forget_oldest()
+        self._trim()
         return fresh
+
+    def _trim(self) -> None:
+        """Compaction by count, bytes and age; by log time, so that every peer forgets alike."""
+        events = self.events
+        old = self.log_time_ms - HISTORY_AGE_MS
+        while len(events) > HISTORY_REVISIONS or self.bytes_history > HISTORY_BYTES or (
+            len(events) > HISTORY_REVISIONS_MIN and events[0].at_ms < old
+        ):  # fmt: skip
+            self._forget_oldest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all versions, as counted against the quota."""
+        return self.bytes_live + self.bytes_history
 
     def _commit(self) -> int:
         """Close the revision that is being built; returns it."""
@@ -172,7 +200,7 @@ class Store:
                 digest = zlib.crc32(item.value, digest)
                 digest = zlib.crc32(b"%d %d %d %d %d" % (len(item.value), *item[1:5]), digest)
         self.hash = zlib.crc32(b"%d" % self.revision, digest)
-        self.events.append(Event(self.revision, changes, note))
+        self.events.append(Event(self.revision, changes, note, self.hash, self.log_time_ms))
         return self.revision
 
     def _put(
@@ -186,6 +214,7 @@ class Store:
         else:
             item = Item(value, prev.create, revision, prev.version + 1, lease, expires)
         self.live[key] = item
+        self.bytes_live += weight(key, item)
         if prev is not None:
             self._supersede(key, prev, revision)
             if prev.lease and prev.lease != lease:
@@ -213,6 +242,9 @@ class Store:
         if versions is None:
             versions = self.history[key] = deque()
         versions.append((revision, prev))
+        moved = weight(key, prev)
+        self.bytes_live -= moved
+        self.bytes_history += moved
 
     def _make_parents(self, key: bytes, revision: int) -> None:
         """Directories of the v2 tree above a new key; odd keys are outside the tree."""
@@ -237,10 +269,27 @@ class Store:
             if prev is not None:
                 versions = self.history[key]
                 versions.popleft()
+                self.bytes_history -= weight(key, prev)
                 if not versions:
                     del self.history[key]
 
+    def _forget_until(self, revision: int) -> None:
+        """Compact up to ``revision``."""
+        while self.events and self.events[0].revision <= revision:
+            self._forget_oldest()
+        self.compacted = max(self.compacted, revision)
+
     # -- reading ---------------------------------------------------------------------------
+
+    def is_now(self, revision: int) -> bool:
+        """Whether a read at ``revision`` sees just what is there (0 always does)."""
+        return not revision or (revision == self.revision and not self._changes)
+
+    def _check_revision(self, revision: int) -> None:
+        if revision > self.revision:
+            raise StoreError("future_revision", f"revision {revision} is in the future")
+        if revision and revision < self.compacted:
+            raise StoreError("compacted", f"revision {revision} has been compacted")
 
     def range(
         self, key: bytes, end: bytes | None = None, revision: int = 0, limit: int = 0
@@ -250,7 +299,7 @@ class Store:
         An empty ``end`` means no upper bound; revision 0 is now.  Raises
         :class:`StoreError` for a revision that is compacted or has not happened.
         """
-        if revision and revision != self.revision:
+        if not self.is_now(revision):
             return self._range_at(key, end, revision, limit)
         if end is None:
             item = self.live.get(key)
@@ -266,10 +315,7 @@ class Store:
     def _range_at(
         self, key: bytes, end: bytes | None, revision: int, limit: int
     ) -> list[tuple[bytes, Item]]:
-        if revision > self.revision:
-            raise StoreError("future_revision", f"revision {revision} is in the future")
-        if revision < self.compacted:
-            raise StoreError("compacted", f"revision {revision} has been compacted")
+        self._check_revision(revision)
         if end is None:
             keys = [key]
         else:
@@ -329,74 +375,6 @@ class Store:
         if lease and lease not in self.leases:
             raise StoreError("lease_not_found", f"lease {lease:x} does not exist")
 
-    def _op_put(self, key: bytes, value: bytes, lease: int = 0) -> dict[str, Any]:
-        self._check_lease(lease)
-        prev = self.live.get(key)
-        self._put(key, value, lease)
-        return {"revision": self._commit(), "prev": prev}
-
-    def _op_txn(
-        self, compares: list[Any], success: list[Any], failure: list[Any]
-    ) -> dict[str, Any]:
-        """``compares``: [key, target, operator, operand]; operations: see ``_txn_step``."""
-        if max(len(success), len(failure)) > TXN_OPERATIONS_MAX:
-            raise StoreError(
-                "too_many_operations", f"a transaction holds at most {TXN_OPERATIONS_MAX} operations"
-            )
-        held = all(self._compare(*compare) for compare in compares)
-        steps = success if held else failure
-        self._check_steps(steps)
-        responses = [self._txn_step(step) for step in steps]
-        return {"succeeded": held, "revision": self._commit(), "responses": responses}
-
-    def _check_steps(self, steps: list[Any]) -> None:
-        seen: set[bytes] = set()
-        doomed = [(step[1], step[2] if len(step) > 2 else None) for step in steps if step[0] == "delete"]
-        for step in steps:
-            if step[0] == "put":
-                if any(k == step[1] if end is None else k <= step[1] and (not end or step[1] < end) for k, end in doomed):
-                    raise StoreError("duplicate_key", "a transaction may not put a key that it deletes")
-                if step[1] in seen:
-                    raise StoreError("duplicate_key", "a transaction may put a key only once")
-                seen.add(step[1])
-                self._check_lease(step[3] if len(step) > 3 else 0)
-            elif step[0] not in ("delete", "range"):
-                raise StoreError("unknown_command", f"a transaction has no step {step[0]!r}")
-
-    def _txn_step(self, step: list[Any]) -> Any:
-        verb, key = step[0], step[1]
-        if verb == "put":
-            self._put(key, step[2], step[3] if len(step) > 3 else 0)
-            return None
-        end = step[2] if len(step) > 2 else None
-        if verb == "range":
-            return self.range(key, end)
-        doomed = [found for found, _ in self.range(key, end)]
-        for found in doomed:
-            self._delete(found)
-        return len(doomed)
-
-    def _compare(self, key: bytes, target: str, operator: str, operand: Any) -> bool:
-        item = self.live.get(key)
-        actual: Any
-        if target == "value":
-            if item is None:
-                return False
-            actual = item.value
-        else:
-            actual = getattr(item, target) if item is not None else 0
-        if operator == "=":
-            return bool(actual == operand)
-        if operator == "!=":
-            return bool(actual != operand)
-        return bool(actual > operand) if operator == ">" else bool(actual < operand)
-
-    def _op_delete(self, key: bytes, end: bytes | None = None) -> dict[str, Any]:
-        doomed = self.range(key, end)
-        for found, _ in doomed:
-            self._delete(found)
-        return {"revision": self._commit(), "deleted": len(doomed)}
-
     def _op_lease_grant(self, lease: int, ttl_ms: int) -> dict[str, Any]:
         if not LEASE_TTL_S_MIN * 1000 <= ttl_ms <= LEASE_TTL_S_MAX * 1000:
             raise StoreError(
@@ -419,13 +397,6 @@ class Store:
             for key in sorted(held.keys):
                 self._delete(key)
         return {"revision": self._commit(), "revoked": gone}
-
-    def _op_compact(self, revision: int) -> dict[str, Any]:
-        if revision > self.revision:
-            raise StoreError("future_revision", f"revision {revision} is in the future")
-        while self.events and self.events[0].revision <= revision:
-            self._forget_oldest()
-        return {"compacted": self.compacted}
 
     def _op_lock(self, group: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """One decision on a lock group, taken here and now (see ``brain/locks.py``)."""
@@ -455,7 +426,8 @@ class Store:
             yield encode_own(["key", key, list(item)])
         for event in self.events:
             changes = [[k, list(i) if i else None, list(p) if p else None] for k, i, p in event[1]]
-            yield encode_own(["event", event.revision, changes, list(event.note or ())])
+            note = list(event.note or ())
+            yield encode_own(["event", event.revision, changes, note, event.digest, event.at_ms])
 
     @classmethod
     def load(cls, records: Iterator[list[Any]]) -> Store:
@@ -478,13 +450,17 @@ class Store:
         store._derive()
         return store
 
-    def _load_event(self, revision: int, changes: list[Any], note: list[Any]) -> None:
+    def _load_event(
+        self, revision: int, changes: list[Any], note: list[Any], digest: int, at_ms: int
+    ) -> None:
         if note and note[4] is not None:
             note[4] = tuple(note[4])
         event = Event(
             revision,
             tuple(Change(k, Item(*i) if i else None, Item(*p) if p else None) for k, i, p in changes),
             TreeNote(*note) if note else None,
+            digest,
+            at_ms,
         )
         self.events.append(event)
         for key, _, prev in event.changes:
@@ -493,7 +469,9 @@ class Store:
 
     def _derive(self) -> None:
         """What is computed from the rest: keys of leases, and the heap of expiries."""
+        self.bytes_live = 0
         for key, item in self.live.items():
+            self.bytes_live += weight(key, item)
             if item.lease:
                 self.leases[item.lease].keys.add(key)
             if item.expires:
@@ -503,12 +481,8 @@ class Store:
 
 
 _OPERATIONS: dict[str, Any] = {
-    "put": Store._op_put,  # noqa: SLF001
-    "txn": Store._op_txn,  # noqa: SLF001
-    "delete": Store._op_delete,  # noqa: SLF001
     "lease_grant": Store._op_lease_grant,  # noqa: SLF001
     "lease_revoke": Store._op_lease_revoke,  # noqa: SLF001
-    "compact": Store._op_compact,  # noqa: SLF001
     "lock": Store._op_lock,  # noqa: SLF001
 }
 

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from brain import snapshot, wal
+from brain import (
+    kv,  # noqa: F401 - registers its commands
+    snapshot,
+    wal,
+)
 from brain.journal import Journal, Opened
 from brain.raft import Config, HardState
 from brain.raftlog import Entry

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brain import snapshot, store, tree  # noqa: F401 - the tree registers its commands
+from brain import (  # noqa: F401 - the tree registers its commands
+    kv,  # noqa: F401 - registers its commands
+    snapshot,
+    store,
+    tree,
+)
 from brain.raft import Config
 from brain.snapshot import Meta
 from brain.store import Store

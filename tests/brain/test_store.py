@@ -8,7 +8,8 @@ import pytest
 
 from brain import store as store_module
 from brain import tree  # noqa: F401 - registers the commands of the v2 tree
-from brain.store import LEASE_TTL_S_MAX, TXN_OPERATIONS_MAX, Item, Store, StoreError, prefix_end
+from brain.kv import TXN_OPERATIONS_MAX
+from brain.store import LEASE_TTL_S_MAX, Item, Store, StoreError, prefix_end
 
 from .test_snapshot import everything
 
@@ -51,7 +52,9 @@ def test_put_counts_revisions_and_versions(store: Store) -> None:
     second = do(store, "put", b"k", b"two")
     assert second["prev"] == Item(b"one", 2, 2, 1, 0, 0)
     assert store.range(b"k") == [(b"k", Item(b"two", 2, 3, 2, 0, 0))]
-    assert do(store, "delete", b"k") == {"revision": 4, "deleted": 1}
+    assert do(store, "delete", b"k") == {
+        "revision": 4, "deleted": 1, "prevs": [(b"k", Item(b"two", 2, 3, 2, 0, 0))]
+    }  # fmt: skip
     do(store, "put", b"k", b"three")
     assert store.range(b"k") == [(b"k", Item(b"three", 5, 5, 1, 0, 0))]
 
@@ -59,7 +62,7 @@ def test_put_counts_revisions_and_versions(store: Store) -> None:
 def test_deleting_nothing_is_no_revision(store: Store) -> None:
     """Neither an event nor a number is used up."""
     result, events = store.apply(0, ["delete", b"nosuch"])
-    assert result == {"revision": 1, "deleted": 0}
+    assert result == {"revision": 1, "deleted": 0, "prevs": []}
     assert events == []
     assert store.revision == 1
 
@@ -69,7 +72,8 @@ def test_a_range_deletion_is_one_revision(store: Store) -> None:
     for key in (b"a", b"b", b"c", b"d"):
         do(store, "put", key, b"")
     result, [event] = store.apply(0, ["delete", b"b", b"d"])
-    assert result == {"revision": 6, "deleted": 2}
+    assert (result["revision"], result["deleted"]) == (6, 2)
+    assert [key for key, _ in result["prevs"]] == [b"b", b"c"]
     assert [change.key for change in event.changes] == [b"b", b"c"]
     assert all(change.item is None and change.prev is not None for change in event.changes)
     assert [key for key, _ in store.range(b"", b"")] == [b"a", b"d"]
@@ -150,11 +154,11 @@ def test_a_transaction_is_one_revision_and_sees_its_own_writes(store: Store) -> 
     )  # fmt: skip
     assert result["revision"] == store.revision == 3
     first, nothing, second, deleted, third = result["responses"]
-    assert [key for key, _ in first] == [b"a"]
+    assert [key for key, _ in first.items] == [b"a"]
     assert nothing is None
-    assert second == [(b"a", Item(b"1", 2, 2, 1, 0, 0)), (b"b", Item(b"2", 3, 3, 1, 0, 0))]
-    assert deleted == 1
-    assert [key for key, _ in third] == [b"b"]
+    assert second.items == [(b"a", Item(b"1", 2, 2, 1, 0, 0)), (b"b", Item(b"2", 3, 3, 1, 0, 0))]
+    assert [key for key, _ in deleted] == [b"a"]
+    assert [key for key, _ in third.items] == [b"b"]
     assert event.revision == 3
     assert [change.key for change in event.changes] == [b"b", b"a"]
 
@@ -163,7 +167,9 @@ def test_a_transaction_that_only_reads_is_no_revision(store: Store) -> None:
     """As in etcd."""
     do(store, "put", b"a", b"1")
     result, events = store.apply(0, ["txn", [], [["range", b"a"], ["delete", b"nosuch"]], []])
-    assert result["responses"] == [[(b"a", Item(b"1", 2, 2, 1, 0, 0))], 0]
+    found, deleted = result["responses"]
+    assert found == ([(b"a", Item(b"1", 2, 2, 1, 0, 0))], 1, False)
+    assert deleted == []
     assert events == []
     assert store.revision == 2
 
@@ -184,7 +190,7 @@ def test_transactions_that_are_refused_change_nothing(store: Store, branch: int)
     assert str(TXN_OPERATIONS_MAX) in str(error)
     put = ["put", b"x", b"1"]
     assert refused(store, *txn([put, put])).code == "duplicate_key"
-    assert refused(store, *txn([put, ["increment", b"x"]])).code == "unknown_command"
+    assert refused(store, *txn([put, ["increment", b"x"]])).code == "malformed"
     assert refused(store, *txn([put, ["put", b"y", b"", 99]])).code == "lease_not_found"
 
 

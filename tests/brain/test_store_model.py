@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from brain import kv  # noqa: F401 - registers its commands
 from brain.store import Item, Store, StoreError
 
 KEYS = [b"/a", b"/a/b", b"/a/c", b"/b", b"k", b"k\x00", b"\xff"]

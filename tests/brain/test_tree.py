@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brain import tree
+from brain import (
+    kv,  # noqa: F401 - registers its commands
+    tree,
+)
 from brain.store import Store, StoreError
 from brain.tree import Node, Outcome, TreeError
 

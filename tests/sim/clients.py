@@ -338,14 +338,14 @@ class Client:
             call.output = _value(answer["prev"])
             self._seen[call.key] = call.arguments[0]
         elif call.kind == "cas":
-            before = _first(answer["responses"][0])
+            before = _first(answer["responses"][0].items)
             call.output = (answer["succeeded"], before)
             self._seen[call.key] = call.arguments[1] if answer["succeeded"] else before
         elif call.kind == "delete":
             if "deleted" in answer:
                 call.output = None if not answer["deleted"] else UNKNOWN
             else:
-                call.output = _first(answer["responses"][0])
+                call.output = _first(answer["responses"][0].items)
             self._seen[call.key] = None
         elif call.kind == "acquire" and answer["granted"]:
             self._tokens[call.arguments[0]] = answer["token"]
