@@ -26,6 +26,7 @@ NO_LEADER = "no_leader"  # certainly not done
 TIMED_OUT = "timeout"  # done or not: unknown
 TOO_LARGE = "too_large"  # certainly not done
 OVERLOADED = "overloaded"  # certainly not done
+NO_SPACE = "no_space"  # certainly not done
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Propose:
     timeout: float = 5.0
     #: only while this peer leads in this term (a scheduler's write), 0 for any
     term: int = 0
+    #: it makes the store grow and comes from outside: refused when the quota is used up
+    bounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,14 @@ class KeepAlive:
     """Ask: keep leases alive.  Answer: ``{lease: ttl_ms}``, 0 for one that is gone."""
 
     leases: list[int]
+
+
+@wire(25)
+@dataclass(frozen=True, slots=True)
+class TimeToLive:
+    """Ask: milliseconds that a lease has left; -1 for one that is gone."""
+
+    lease: int
 
 
 @dataclass(frozen=True, slots=True)

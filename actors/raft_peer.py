@@ -12,10 +12,10 @@ import logging
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from brain import kv, snapshot, tree  # noqa: F401 - both register their commands with the store
+from brain import auth, kv, snapshot, tree  # noqa: F401 - they register their commands with the store
 from brain.codec import decode, encode
 from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock
@@ -39,11 +39,13 @@ from brain.watch import WatchHub, select
 from kernel.actor import Actor, handles
 from kernel.mailbox import Promise
 from kernel.ports import DiskError, Ports
-from kernel.stats import Histogram
+from kernel.stats import Histogram, Latency
 from transport.router import BULK, LinkDown, Router
 
+from .membership import changed
 from .raft_messages import (
     NO_LEADER,
+    NO_SPACE,
     OVERLOADED,
     TIMED_OUT,
     TOO_LARGE,
@@ -60,6 +62,7 @@ from .raft_messages import (
     ReadIndex,
     SnapshotChunk,
     Status,
+    TimeToLive,
     TransferLeadership,
     Unwatch,
     Watch,
@@ -78,6 +81,8 @@ PAUSE_S = 0.5
 COMMAND_BYTES_MAX = 8 * 1024 * 1024
 #: Forwarded commands a leader remembers, to know one that comes twice.
 TAKEN_MAX = 20_000
+#: A learner may vote when it lacks no more entries than this.
+CAUGHT_UP_ENTRIES = 100
 #: Commands that may wait for their outcome on one peer.
 PENDING_MAX = 50_000
 
@@ -93,6 +98,8 @@ class PeerSettings:
     #: entries kept before a snapshot for followers that lag
     trailing_entries: int = 5_000
     segment_bytes: int = 16 * 1024 * 1024
+    #: bytes of the store at which writes from outside that make it grow are refused
+    quota_bytes: int = 2 * 1024 * 1024 * 1024
     #: (id, address) of members, for a host that joined and has no configuration of its own yet
     seeds: tuple[tuple[str, str], ...] = ()
 
@@ -172,10 +179,13 @@ class RaftPeer(Actor):
         self.commit_seconds = Histogram()
         self.append_seconds = Histogram()
         self.round_trip_seconds: dict[str, Histogram] = {}
+        self.latency: dict[str, Latency] = {}
         self._append_sent: dict[str, tuple[int, float]] = {}  # one sample at a time per follower
         self._heartbeat_sent: dict[str, float] = {}
         self.proposals = {"committed": 0, "failed": 0, "applied": 0}
         self.leader_changes = 0
+        self.leader_since = 0.0
+        self.appends_sent = self.appends_received = 0
         self.watch_drops = 0
 
     # -- life -----------------------------------------------------------------------------
@@ -303,6 +313,7 @@ class RaftPeer(Actor):
             self._kick()
             return
         if message.kind == Kind.APPEND and message.entries:
+            self.appends_sent += 1
             last = message.index + len(message.entries)
             self._append_sent.setdefault(message.to, (last, self.now()))
         elif message.kind == Kind.HEARTBEAT:
@@ -375,6 +386,9 @@ class RaftPeer(Actor):
             if at is not None:
                 trips = self.round_trip_seconds.setdefault(message.frm, Histogram())
                 trips.observe(self.now() - at)
+                self.latency.setdefault(message.frm, Latency()).observe(self.now() - at)
+        elif message.kind == Kind.APPEND:
+            self.appends_received += 1
         self.raft.step(message)
         self._kick()
 
@@ -446,6 +460,9 @@ class RaftPeer(Actor):
             promise.fail(
                 BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
             )
+        elif message.bounded and self.store.size > self._settings.quota_bytes:
+            text = f"quota_bytes: {self._settings.quota_bytes} bytes are taken; delete or compact"
+            promise.fail(BrainError(NO_SPACE, text))
         elif len(self._pending) >= PENDING_MAX:
             promise.fail(BrainError(OVERLOADED, f"pending_max: {PENDING_MAX} commands wait already"))
         elif message.term and (self.raft.role, self.raft.term) != (Role.LEADER, message.term):
@@ -634,6 +651,16 @@ class RaftPeer(Actor):
         self._queue_read(confirmed, promise.fail, 2.0)
         return promise
 
+    @handles(TimeToLive)
+    def _on_time_to_live(self, message: TimeToLive) -> Any:
+        if self.raft.role is not Role.LEADER:
+            promise = Promise()
+            self._relay(message, promise)
+            return promise
+        if message.lease not in self.store.leases:
+            return -1
+        return self._leases.left_ms(message.lease, self.now())
+
     def _relay(self, message: Any, promise: Promise) -> None:
         """Ask the leader in the asker's stead."""
         if not self.raft.leader:
@@ -731,8 +758,19 @@ class RaftPeer(Actor):
     # -- watches ------------------------------------------------------------------------------------
 
     @handles(Watch)
-    def _on_watch(self, message: Watch) -> Watching:
+    def _on_watch(self, message: Watch) -> Watching | Promise:
         """Raises ``StoreError`` (compacted) when ``start`` is too old."""
+        if not self._current:
+            promise = Promise()
+
+            def serve(_: int) -> None:
+                try:
+                    promise.reply(self._on_watch(message))
+                except StoreError as error:
+                    promise.fail(error)
+
+            self._queue_read(serve, promise.fail, 5.0)
+            return promise
         backlog: list[Event] = []
         if message.start and message.start <= self.store.revision:
             hub = WatchHub()
@@ -902,7 +940,7 @@ class RaftPeer(Actor):
                 ForwardedChange(message.change, message.member, list(message.info)), promise
             )
             return promise
-        config = self._changed(message)
+        config = changed(self.raft.config, message, self._caught_up)
         if config == self.raft.config:
             return True
         try:
@@ -919,33 +957,9 @@ class RaftPeer(Actor):
             ChangeConfig(message.change, message.member, (name, address, url))
         )
 
-    def _changed(self, message: ChangeConfig) -> Config:
-        config = self.raft.config
-        member = message.member
-        others = tuple(entry for entry in config.info if entry[0] != member)
-        if message.change == "add_learner":
-            if member in config.voters:
-                return replace(config, info=(*others, (member, message.info)))
-            return replace(
-                config, learners=config.learners | {member}, info=(*others, (member, message.info))
-            )
-        if message.change == "update":
-            if member not in config.everyone:
-                raise BrainError("missing", f"no member has the id {member}")
-            return replace(config, info=(*others, (member, message.info)))
-        if message.change == "promote":
-            if member not in config.learners:
-                return config
-            progress = self.raft.progress.get(member)
-            if progress is None or progress.match + 100 < self.raft.log.commit:
-                raise BrainError("not_caught_up", f"{member} has not caught up with the log yet")
-            return replace(
-                config, voters=config.voters | {member}, learners=config.learners - {member}
-            )
-        if message.change == "remove":
-            # its address stays known: until the joint configuration is left its vote may be needed
-            return replace(config, voters=config.voters - {member}, learners=config.learners - {member})
-        raise BrainError("config_change", f"no membership change is called {message.change!r}")
+    def _caught_up(self, member: str) -> bool:
+        progress = self.raft.progress.get(member)
+        return progress is not None and progress.match + CAUGHT_UP_ENTRIES >= self.raft.log.commit
 
     @handles(TransferLeadership)
     def _on_transfer(self, message: TransferLeadership) -> None:
@@ -973,6 +987,10 @@ class RaftPeer(Actor):
             "commit_index": raft.log.commit,
             "applied_index": raft.log.applied,
             "revision": self.store.revision,
+            "bytes": self.store.size,
+            "bytes_live": self.store.bytes_live,
+            "quota_bytes": self._settings.quota_bytes,
+            "hash": self.store.hash,
             "voters": sorted(raft.config.voters),
             "learners": sorted(raft.config.learners),
             "info": {m: list(fields) for m, fields in raft.config.info if m in raft.config.everyone},
@@ -987,6 +1005,7 @@ class RaftPeer(Actor):
             return
         if raft.leader and raft.leader != self._last_leader:
             self.leader_changes += 1
+            self.leader_since = self.now()
             self._last_leader = raft.leader
         self._published = now
         self._taken.clear()

@@ -34,6 +34,10 @@ class LeaseKeeper:
         """Granted, or kept alive."""
         self._deadlines[lease] = now + ttl_ms / 1000
 
+    def left_ms(self, lease: int, now: float) -> int:
+        """Milliseconds until it ends unless it is kept alive; 0 for one that is overdue."""
+        return max(0, int((self._deadlines.get(lease, now) - now) * 1000))
+
     def is_ending(self, lease: int) -> bool:
         """Whether its end has been proposed already: too late to keep it alive."""
         return lease in self._ending

@@ -97,6 +97,7 @@ SHAPES: dict[str, tuple[tuple[Check, ...], int]] = {
     "lease_revoke": ((each(number),), 0),
     "compact": ((whole,), 0),
     "lock": ((text, text, table), 0),
+    "auth": ((text, table), 0),
     "expire": ((), 0),
     "v2_set": ((text, data, optional(number), flag), 0),
     "v2_create": ((text, data, optional(number), flag, flag), 0),

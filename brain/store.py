@@ -129,6 +129,7 @@ class Store:
         self.hash = 0
         self.bytes_live = 0
         self.bytes_history = 0
+        self.expired = 0  # keys and directories that outlived their TTL, since this peer started
         self.live: SortedDict[bytes, Item] = SortedDict()
         self.history: dict[bytes, deque[tuple[int, Item | None]]] = {}
         self.events: deque[Event] = deque()

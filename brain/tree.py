@@ -336,6 +336,7 @@ def _expire(store: Store) -> dict[str, Any]:
         else:  # a directory, perhaps beside a key of the same name that another door wrote
             _remove_dir(store, path, "expire")
         expired += 1
+        store.expired += 1
 
 
 def _remove_file(store: Store, path: str, item: Item, action: str) -> Outcome:

@@ -305,7 +305,7 @@ class Host:
                 opened.set_result(None)
 
         company.system.spawn(
-            Gateway, self.loop, doors, self.membership.cluster, company.raft, exporter, on_open,
+            Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
             name="gateway",
         )  # fmt: skip
         await opened

@@ -21,15 +21,17 @@ HEAD_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 20_000
 #: Requests that may wait on one connection.
 PIPELINE_MAX = 64
-#: Bytes that may wait for a slow reader of a stream before it is cut off.
-STREAM_BYTES_MAX = 8 * 1024 * 1024
+#: Bytes that may wait for a slow reader of a stream before it is told to wait, and before it is cut off.
+STREAM_BYTES_FULL = 1024 * 1024
+STREAM_BYTES_MAX = 64 * 1024 * 1024
 
 REASONS = {
     200: "OK", 201: "Created", 204: "No Content", 400: "Bad Request", 401: "Unauthorized",
     403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
     412: "Precondition Failed", 413: "Payload Too Large", 415: "Unsupported Media Type",
     423: "Locked", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
-    503: "Service Unavailable",
+    408: "Request Timeout", 410: "Gone", 429: "Too Many Requests", 501: "Not Implemented",
+    503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -38,7 +40,7 @@ class Request:
 
     __slots__ = (
         "_answered", "_chunked", "_connection", "body", "headers", "keep_alive", "method",
-        "on_close", "path", "query",
+        "on_close", "on_drain", "path", "query",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection) -> None:
@@ -52,6 +54,7 @@ class Request:
         self.body = b""
         self.keep_alive = True
         self.on_close: Callable[[], None] | None = None
+        self.on_drain: Callable[[], None] | None = None
 
     def answer(
         self, status: int, body: bytes = b"", content_type: str = "application/json",
@@ -74,12 +77,14 @@ class Request:
             data += body
         self._connection.finish(self, data)
 
-    def begin(self, headers: dict[str, str], content_type: str = "application/json") -> None:
+    def begin(
+        self, headers: dict[str, str], content_type: str = "application/json", status: int = 200
+    ) -> None:
         """Send the head of a stream; :meth:`chunk` and :meth:`end` follow."""
         if self._answered or self._chunked:
             return
         self._chunked = True
-        head = ["HTTP/1.1 200 OK", *[f"{name}: {value}" for name, value in headers.items()]]
+        head = [f"HTTP/1.1 {status} {REASONS[status]}", *[f"{name}: {value}" for name, value in headers.items()]]
         head += [f"Content-Type: {content_type}", "Transfer-Encoding: chunked"]
         self._connection.write(self, ("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
 
@@ -88,6 +93,11 @@ class Request:
         if self._answered:
             return False
         return self._connection.write(self, b"%x\r\n%b\r\n" % (len(data), data))
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader of a stream is behind: ``on_drain`` is called when it is not any more."""
+        return self._connection.full
 
     def end(self) -> None:
         """End a stream."""
@@ -114,10 +124,12 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._active: Request | None = None
         self._refused = False
+        self.full = False
 
     # asyncio
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        transport.set_write_buffer_limits(STREAM_BYTES_FULL, STREAM_BYTES_FULL // 4)
         self._server.connections.add(self)
         if len(self._server.connections) > CONNECTIONS_MAX:
             transport.abort()
@@ -135,6 +147,14 @@ class _Connection(asyncio.Protocol):
                 self._refuse(limit.status, str(limit))
             else:
                 self._refuse(400, f"not HTTP/1.1: {error}")
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self._active is not None and self._active.on_drain is not None:
+            self._active.on_drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)

@@ -205,7 +205,7 @@ def door_families(company: Company) -> Iterable[Family]:
     yield Family("counter", "argosy_http_cut_off", "Readers of a stream that were too slow.").add(
         door.server.cut_off
     )
-    yield Family("gauge", "argosy_http_watches", "Watches of v2 clients.").add(len(door.watches))
+    yield Family("gauge", "argosy_http_watches", "Watches of clients.").add(len(door.feeds))
 
 
 def fleet_families(company: Company) -> Iterable[Family]:

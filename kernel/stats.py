@@ -43,6 +43,31 @@ class Histogram:
         return rows
 
 
+class Latency:
+    """Spread of a duration, in seconds, without keeping the samples (Welford's method)."""
+
+    __slots__ = ("average", "count", "current", "highest", "lowest", "squares")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.current = self.average = self.squares = self.lowest = self.highest = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self.count += 1
+        self.current = value
+        off = value - self.average
+        self.average += off / self.count
+        self.squares += off * (value - self.average)
+        self.lowest = min(self.lowest, value) if self.count > 1 else value
+        self.highest = max(self.highest, value)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation."""
+        return float((self.squares / self.count) ** 0.5) if self.count else 0.0
+
+
 class Stats:
     """What all actors of one class on one host did, or one actor whose class asks for its own.
 

@@ -1,0 +1,124 @@
+"""One range of keys, watched for one reader: in order, nothing twice, nothing left out.
+
+The reader may be slow: it says so, the watch is let go, and when it has caught up the feed
+goes on from where it stopped, out of the store's history.  Only a reader that stays away
+for longer than history reaches is told that it has lost its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from actors.raft_messages import Unwatch, Watch, Watched
+from brain.store import Event
+
+
+class Reader(Protocol):
+    """Whom a feed serves; every call comes on the loop's thread."""
+
+    def watching(self, revision: int) -> None:
+        """The watch stands; ``revision`` is the store's at that moment.  Called once."""
+
+    def take(self, events: list[Event]) -> bool:
+        """Whole revisions.  False: taken, and no more until :meth:`Feed.resume`."""
+
+    def lost(self, error: BaseException) -> None:
+        """The feed has ended: with code ``compacted`` when history does not reach back."""
+
+
+class Door(Protocol):
+    """What a feed needs of the door."""
+
+    feeds: set[Feed]
+
+    def ask(self, message: Any, then: Callable[[Any, BaseException | None], None]) -> None:
+        """Ask the brain."""
+
+    def tell(self, message: Any) -> None:
+        """Tell the brain."""
+
+
+class Feed:
+    """See the module docstring."""
+
+    __slots__ = ("_door", "_early", "_end", "_key", "_open", "_paused", "_reader", "_started", "_watch",
+                 "closed", "next")  # fmt: skip
+
+    def __init__(self, door: Door, key: bytes, end: bytes | None, start: int, reader: Reader) -> None:
+        """``start``: the first revision to hand over; 0 for what comes from now on."""
+        self._door = door
+        self._key = key
+        self._end = end
+        self._reader = reader
+        self._watch = 0
+        self._open = False  # the brain's answer has come
+        self._started = False  # the reader knows
+        self._paused = False
+        self._early: list[Event] = []
+        self.next = start  # the first revision that the reader has not had
+        self.closed = False
+
+    def open(self) -> None:
+        """Start, or start again from where it was."""
+        self._open = False
+        self._early = []
+        self._door.feeds.add(self)
+        self._door.ask(Watch(self._key, self._end, self.next, self), self._opened)
+
+    def resume(self) -> None:
+        """The reader has room again."""
+        if self._paused and not self.closed:
+            self._paused = False
+            self.open()
+
+    def renew(self) -> None:
+        """The brain's peer lives anew and knows no watch."""
+        if not self.closed and not self._paused:
+            self.open()
+
+    def close(self) -> None:
+        """No more."""
+        self.closed = True
+        self._door.feeds.discard(self)
+        if self._open:
+            self._door.tell(Unwatch(self._watch))
+
+    def offer(self, message: Watched) -> bool:
+        """The brain delivers; False ends the watch there."""
+        if self.closed or self._paused:
+            return False
+        if not self._open:
+            self._early += message.events
+            return True
+        return self._hand(message.events)
+
+    def _opened(self, answer: Any, error: BaseException | None) -> None:
+        if self.closed:
+            if error is None:
+                self._door.tell(Unwatch(answer.watch))
+            return
+        if error is not None:
+            self.closed = True
+            self._door.feeds.discard(self)
+            self._reader.lost(error)
+            return
+        self._watch, self._open = answer.watch, True
+        if not self.next:
+            self.next = answer.revision + 1
+        if not self._started:
+            self._started = True
+            self._reader.watching(answer.revision)
+        early, self._early = self._early, []
+        if early and not self.closed and not self._hand(early):
+            self._door.tell(Unwatch(self._watch))
+
+    def _hand(self, events: list[Event]) -> bool:
+        fresh = [event for event in events if event.revision >= self.next]
+        if not fresh:
+            return True
+        self.next = fresh[-1].revision + 1
+        if not self._reader.take(fresh):
+            self._paused = not self.closed
+            return False
+        return not self.closed

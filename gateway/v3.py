@@ -1,0 +1,236 @@
+"""Translation between etcd's v3 messages and the store's commands: pure, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brain import auth
+from brain.kv import Found, Options, Pair
+from brain.store import OWN_PREFIX, Event, Item, StoreError
+
+from .v3json import COMPARED, PERMISSION, RESULT, TARGET, b64, lean
+
+#: Largest request, in bytes of its JSON body (etcd's default is 1.5 MiB of protobuf).
+REQUEST_BYTES_MAX = 3 * 1024 * 1024
+#: Seconds that a lease lives at least, and at most.
+LEASE_TTL_S_MIN, LEASE_TTL_S_MAX = 2, 9_000_000_000
+#: Outcome code of the store or the brain -> gRPC code and etcd's sentence.
+ERRORS: dict[str, tuple[int, str]] = {
+    "key_not_found": (3, "etcdserver: key not found"),
+    "lease_not_found": (5, "etcdserver: requested lease not found"),
+    "lease_exists": (9, "etcdserver: lease already exists"),
+    "lease_ttl": (11, "etcdserver: too large lease TTL"),
+    "duplicate_key": (3, "etcdserver: duplicate key given in txn request"),
+    "too_many_operations": (3, "etcdserver: too many operations in txn request"),
+    "compacted": (11, "etcdserver: mvcc: required revision has been compacted"),
+    "future_revision": (11, "etcdserver: mvcc: required revision is a future revision"),
+    "no_space": (8, "etcdserver: mvcc: database space exceeded"),
+    "too_large": (3, "etcdserver: request is too large"),
+    "overloaded": (8, "etcdserver: too many requests"),
+    "no_leader": (14, "etcdserver: no leader"),
+    "timeout": (14, "etcdserver: request timed out"),
+    "missing": (5, "etcdserver: member not found"),
+    "not_caught_up": (9, "etcdserver: can only promote a learner member which is in sync with leader"),
+    "config_busy": (14, "etcdserver: unhealthy cluster"),
+    "not_leader": (9, "etcdserver: not leader"),
+}
+#: gRPC code -> HTTP status.
+STATUS = {1: 408, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 412, 11: 400, 12: 501, 13: 500,
+          14: 503, 15: 500, 16: 401}  # fmt: skip
+_AUTH_CODES = {
+    "user name is empty": 3, "role name is empty": 3, "invalid auth management": 3,
+    "authentication failed, invalid user ID or password": 3, "permission denied": 7,
+    "invalid auth token": 16,
+}  # fmt: skip
+
+
+class V3Error(Exception):
+    """A refusal: gRPC code and etcd's sentence."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def auth_error(sentence: str) -> V3Error:
+    """One of etcd's sentences about users and roles."""
+    return V3Error(_AUTH_CODES.get(sentence, 9), f"etcdserver: {sentence}")
+
+
+def error_of(error: BaseException) -> V3Error:
+    """What the brain refused, as etcd says it."""
+    if isinstance(error, V3Error):
+        return error
+    if isinstance(error, auth.AuthError):
+        return auth_error(error.code)
+    known = ERRORS.get(getattr(error, "code", ""))
+    if known is not None:
+        return V3Error(*known)
+    if isinstance(error, StoreError):
+        return V3Error(3, f"etcdserver: {error}")
+    return V3Error(14, "etcdserver: the brain is not available on this host just now")
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def end_of(range_end: bytes) -> bytes | None:
+    """etcd's ``range_end`` as the store's end: none is one key, one zero byte is no bound."""
+    return None if not range_end else b"" if range_end == b"\0" else range_end
+
+
+def need_key(key: bytes) -> bytes:
+    """A key must not be empty; Argosy's own cannot be written."""
+    if not key:
+        raise V3Error(3, "etcdserver: key is not provided")
+    return key
+
+
+def options_of(m: dict[str, Any]) -> Options:
+    """What a range request asks for."""
+    target = TARGET.names[m["sort_target"]].lower()
+    order = ("", "ascend", "descend")[m["sort_order"]]
+    if target != "key" and not order:
+        order = "ascend"
+    return Options(
+        max(0, m["revision"]), max(0, m["limit"]), order, target, m["count_only"],
+        max(0, m["min_mod_revision"]), max(0, m["max_mod_revision"]), max(0, m["min_create_revision"]),
+        max(0, m["max_create_revision"]), outer=True,
+    )  # fmt: skip
+
+
+def put_of(m: dict[str, Any]) -> list[Any]:
+    """A put, as a command or an operation of a transaction."""
+    key = need_key(m["key"])
+    if key.startswith(OWN_PREFIX):
+        raise auth_error("permission denied")
+    if m["ignore_value"] and m["value"]:
+        raise V3Error(3, "etcdserver: value is provided")
+    if m["ignore_lease"] and m["lease"]:
+        raise V3Error(3, "etcdserver: lease is provided")
+    if m["lease"] < 0:
+        raise V3Error(*ERRORS["lease_not_found"])
+    value = None if m["ignore_value"] else m["value"]
+    return ["put", key, value, None if m["ignore_lease"] else m["lease"]]
+
+
+def delete_of(m: dict[str, Any]) -> list[Any]:
+    """A deletion, as an operation of a transaction; a command adds who asks."""
+    return ["delete", need_key(m["key"]), end_of(m["range_end"])]
+
+
+def txn_of(m: dict[str, Any]) -> list[Any]:
+    """``["txn", compares, success, failure]``."""
+    compares = [_compare_of(c) for c in m["compare"]]
+    return ["txn", compares, [_op_of(op) for op in m["success"]], [_op_of(op) for op in m["failure"]]]
+
+
+def _compare_of(m: dict[str, Any]) -> list[Any]:
+    target = COMPARED.names[m["target"]].lower()
+    operand = {
+        "version": m["version"], "create": m["create_revision"], "mod": m["mod_revision"],
+        "value": m["value"], "lease": m["lease"],
+    }[target]  # fmt: skip
+    operator = {"EQUAL": "=", "GREATER": ">", "LESS": "<", "NOT_EQUAL": "!="}[RESULT.names[m["result"]]]
+    return [need_key(m["key"]), target, operator, operand, end_of(m["range_end"])]
+
+
+def _op_of(m: dict[str, Any]) -> list[Any]:
+    if m["request_range"] is not None:
+        asked = m["request_range"]
+        return ["range", need_key(asked["key"]), end_of(asked["range_end"]), [*options_of(asked)]]
+    if m["request_put"] is not None:
+        return put_of(m["request_put"])
+    if m["request_delete_range"] is not None:
+        return delete_of(m["request_delete_range"])
+    if m["request_txn"] is not None:
+        return txn_of(m["request_txn"])
+    raise V3Error(3, "etcdserver: key not found")
+
+
+def needs_of_txn(command: list[Any]) -> list[tuple[str, bytes, bytes | None]]:
+    """(right, key, end) of everything a transaction may touch."""
+    needs: list[tuple[str, bytes, bytes | None]] = [(auth.READ, c[0], c[4]) for c in command[1]]
+    for step in (*command[2], *command[3]):
+        if step[0] == "txn":
+            needs += needs_of_txn(step)
+        elif step[0] == "range":
+            needs.append((auth.READ, step[1], step[2]))
+        else:
+            needs.append((auth.WRITE, step[1], step[2] if step[0] == "delete" else None))
+    return needs
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def kv(key: bytes, item: Item, keys_only: bool = False) -> dict[str, Any]:
+    """A key with its value and numbers."""
+    return lean(
+        key=key, create_revision=item.create, mod_revision=item.mod, version=item.version,
+        value=b"" if keys_only else item.value, lease=item.lease,
+    )  # fmt: skip
+
+
+def range_answer(found: Found, keys_only: bool) -> dict[str, Any]:
+    """What a range found."""
+    pairs = [kv(key, item, keys_only) for key, item in found.items]
+    return lean(kvs=pairs, more=found.more, count=found.count)
+
+
+def prev_answer(key: bytes, prev: Item | None, wanted: bool) -> dict[str, Any]:
+    """What a put replaced, if that was asked for."""
+    return lean(prev_kv=kv(key, prev) if wanted and prev is not None else None)
+
+
+def delete_answer(prevs: list[Pair], wanted: bool) -> dict[str, Any]:
+    """What a deletion removed."""
+    return lean(deleted=len(prevs), prev_kvs=[kv(k, item) for k, item in prevs] if wanted else [])
+
+
+def txn_answer(asked: dict[str, Any], result: dict[str, Any], revision: int) -> dict[str, Any]:
+    """The branch that was taken, operation by operation."""
+    held = result["succeeded"]
+    responses = []
+    for op, got in zip(asked["success"] if held else asked["failure"], result["responses"], strict=True):
+        header = {"header": lean(revision=revision)}
+        if op["request_range"] is not None:
+            answer = {"response_range": {**header, **range_answer(got, op["request_range"]["keys_only"])}}
+        elif op["request_put"] is not None:
+            put = op["request_put"]
+            answer = {"response_put": {**header, **prev_answer(put["key"], got, put["prev_kv"])}}
+        elif op["request_delete_range"] is not None:
+            wanted = op["request_delete_range"]["prev_kv"]
+            answer = {"response_delete_range": {**header, **delete_answer(got, wanted)}}
+        else:
+            answer = {"response_txn": {**header, **txn_answer(op["request_txn"], got, revision)}}
+        responses.append(answer)
+    return lean(succeeded=held, responses=responses)
+
+
+def event_answers(event: Event, key: bytes, end: bytes | None, no_put: bool, no_delete: bool, prev: bool) -> list[dict[str, Any]]:
+    """What a watcher of [key, end) sees of a revision; Argosy's own keys are not there."""
+    out = []
+    for change in event.changes:
+        name = change.key
+        inside = name == key if end is None else name >= key and (not end or name < end)
+        if not inside or name.startswith(OWN_PREFIX):
+            continue
+        before = {"prev_kv": kv(name, change.prev)} if prev and change.prev is not None else {}
+        if change.item is not None and not no_put:
+            out.append({"kv": kv(name, change.item), **before})
+        elif change.item is None and not no_delete:
+            gone: dict[str, Any] = {"type": "DELETE", "kv": lean(key=name, mod_revision=event.revision)}
+            out.append(gone | before)
+    return out
+
+
+def grant_answer(grant: auth.Grant) -> dict[str, Any]:
+    """A permission of a role."""
+    right, key, end = grant
+    kind = {"r": "READ", "w": "WRITE", "rw": "READWRITE"}[right]
+    out: dict[str, Any] = {} if kind == PERMISSION.names[0] else {"permType": kind}
+    out["key"] = b64(key)
+    return out | lean(range_end=b"\0" if end == b"" else end)
+
+

@@ -1,0 +1,170 @@
+"""The v3 watch stream: several watches on one connection, each message in a chunk of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from brain.store import Event
+
+from . import v3
+from .feed import Feed
+from .v3json import body, lean
+
+#: Seconds between two words to a watch that asked for progress and has nothing to hear.
+PROGRESS_S = 600.0
+#: Watches on one stream.
+WATCHES_MAX = 10_000
+#: Bytes of events in one message of a watch that takes fragments.
+FRAGMENT_BYTES = 1_500_000
+
+
+class _Watch:
+    """One watch of a stream."""
+
+    def __init__(self, stream: WatchStream, ident: int, asked: dict[str, Any]) -> None:
+        self._stream = stream
+        self.ident = ident
+        self._key = asked["key"] or b"\0"  # etcd: no key is the first one
+        self._end = v3.end_of(asked["range_end"])
+        self._no_put, self._no_delete = 0 in asked["filters"], 1 in asked["filters"]
+        self._prev = asked["prev_kv"]
+        self._fragment = asked["fragment"]
+        self.progress = asked["progress_notify"]
+        self._quiet = True
+        self.feed = Feed(stream.door, self._key, self._end, max(0, asked["start_revision"]), self)
+
+    def watching(self, revision: int) -> None:
+        """It stands."""
+        self._stream.send(self.ident, revision, created=True)
+
+    def take(self, events: list[Event]) -> bool:
+        """Send what the filters let through."""
+        shown: list[dict[str, Any]] = []
+        for event in events:
+            shown += v3.event_answers(event, self._key, self._end, self._no_put, self._no_delete, self._prev)
+        if shown:
+            self._quiet = False
+            self._send(shown, events[-1].revision)
+        return not self._stream.full
+
+    def _send(self, shown: list[dict[str, Any]], revision: int) -> None:
+        if not self._fragment:
+            self._stream.send(self.ident, revision, events=shown)
+            return
+        pieces: list[list[dict[str, Any]]] = [[]]
+        size = 0
+        for event in shown:
+            weight = len(body(event))
+            if pieces[-1] and size + weight > FRAGMENT_BYTES:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(event)
+            size += weight
+        for piece in pieces[:-1]:
+            self._stream.send(self.ident, revision, fragment=True, events=piece)
+        self._stream.send(self.ident, revision, events=pieces[-1])
+
+    def lost(self, error: BaseException) -> None:
+        """History no longer reaches back to where it was: say so, and from where to go on."""
+        store = self._stream.door.store()
+        if getattr(error, "code", "") != "compacted":
+            text = str(v3.error_of(error))
+            self._stream.send(self.ident, store.revision, canceled=True, cancel_reason=text)
+        else:
+            if not self.feed.next or self._quiet:  # etcd creates a watch before it looks back
+                self._stream.send(self.ident, store.revision, created=True)
+            behind = "" if self._quiet else (
+                f"the watcher lagged behind at revision {self.feed.next}: read again, then watch from there"
+            )  # fmt: skip
+            self._stream.send(
+                self.ident, 0, canceled=True, compact_revision=max(1, store.compacted), cancel_reason=behind
+            )
+        self._stream.forget(self.ident)
+
+    def remind(self) -> None:
+        """Say how far the store is, if nothing was said for long."""
+        if self.progress and self._quiet:
+            self._stream.send(self.ident, self._stream.door.store().revision)
+        self._quiet = True
+
+
+class WatchStream:
+    """All watches of one request."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.door = call.door
+        self._watches: dict[int, _Watch] = {}
+        self._next = 0
+        self._stop: Callable[[], None] = lambda: None
+        call.request.on_close = self._close
+        call.request.on_drain = self._drained
+
+    @property
+    def full(self) -> bool:
+        """Whether the reader is behind."""
+        return bool(self._call.request.full)
+
+    def take(self, messages: list[dict[str, Any]]) -> None:
+        """Create, cancel and progress requests."""
+        for m in messages:
+            if m["create_request"] is not None:
+                self._create(m["create_request"])
+            elif m["cancel_request"] is not None:
+                self._cancel(m["cancel_request"]["watch_id"])
+            elif m["progress_request"] is not None:
+                self._call.send(header=self._call.header(), watch_id="-1")
+
+    def send(self, ident: int, revision: int, events: list[Any] | None = None, **fields: Any) -> None:
+        """One message."""
+        header = self._call.header(revision)
+        self._call.send(header=header, **lean(watch_id=ident, **fields), **({"events": events} if events else {}))
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        ident = asked["watch_id"]
+        if ident in self._watches and ident:
+            self.send(ident, self.door.store().revision, created=True, canceled=True,
+                      cancel_reason="mvcc: duplicate watch ID provided on the WatchStream")  # fmt: skip
+            return
+        if len(self._watches) >= WATCHES_MAX:
+            text = f"watches_max: {WATCHES_MAX} on this stream already"
+            self.send(ident, self.door.store().revision, created=True, canceled=True, cancel_reason=text)
+            return
+        if not ident:
+            while self._next in self._watches:
+                self._next += 1
+            ident = self._next
+            self._next += 1
+        watch = self._watches[ident] = _Watch(self, ident, asked)
+        if watch.progress:
+            self._stop()
+            self._stop = self.door.every(PROGRESS_S, self._remind).cancel
+        watch.feed.open()
+
+    def _cancel(self, ident: int) -> None:
+        watch = self._watches.get(ident)
+        if watch is not None:
+            watch.feed.close()
+            self.send(ident, self.door.store().revision, canceled=True)
+            self.forget(ident)
+
+    def forget(self, ident: int) -> None:
+        """A watch has ended; the stream stays open for others, and for the client to close."""
+        self._watches.pop(ident, None)
+        if not self._watches:
+            self._stop()
+
+    def _remind(self) -> None:
+        for watch in list(self._watches.values()):
+            watch.remind()
+
+    def _drained(self) -> None:
+        for watch in list(self._watches.values()):
+            watch.feed.resume()
+
+    def _close(self) -> None:
+        self._stop()
+        for watch in self._watches.values():
+            watch.feed.close()
+        self._watches.clear()
