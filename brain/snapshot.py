@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 from .codec import decode, encode
+from .image import Image
 from .raft import Config
 from .store import Store
 from .wal import DamagedLogError
 
-MAGIC = b"argosy-snapshot-1\n"
+MAGIC = b"argosy-snapshot-2\n"
 _RECORD = struct.Struct("<II")
 #: Bytes of one piece on its way to disk or to another peer.
 CHUNK_BYTES = 256 * 1024
@@ -45,26 +46,41 @@ def _record(body: bytes) -> bytes:
     return _RECORD.pack(len(body), zlib.crc32(body)) + body
 
 
-def dump(meta: Meta, store: Store) -> bytes:
-    """The whole file."""
-    out = bytearray(MAGIC)
-    out += _record(encode(["meta", meta.index, meta.term, meta.config.dump()]))
+def pieces(meta: Meta, image: Image) -> Iterator[bytes]:
+    """The file, piece by piece; the state is the image's, however long it takes."""
+    yield MAGIC + _record(encode(["meta", meta.index, meta.term, meta.config.dump()]))
     count = 0
-    for record in store.dump():
-        out += _record(record)
+    for record in image.records():
+        yield _record(record)
         count += 1
-    out += _record(encode(["end", count]))
-    return bytes(out)
+    yield _record(encode(["end", count]))
+
+
+def dump(meta: Meta, store: Store) -> bytes:
+    """The whole file at once."""
+    return b"".join(pieces(meta, Image(store)))
 
 
 def load(path: str, data: bytes) -> tuple[Meta, Store]:
     """Read a file; raises :class:`DamagedLogError` if a bit of it is wrong."""
+    steps = loading(path, data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def loading(path: str, data: bytes) -> Generator[None, None, tuple[Meta, Store]]:
+    """The same in steps."""
     records = _records(path, data)
     first = next(records, None)
     if first is None or first[0] != "meta":
         raise DamagedLogError(path, len(MAGIC), "the snapshot has no head")
     meta = Meta(first[1], first[2], Config.load(first[3]))
-    return meta, Store.load(records)
+    store = Store()
+    yield from store.loading(records)
+    return meta, store
 
 
 def _records(path: str, data: bytes) -> Iterator[list[Any]]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedDict
 
 from . import locks, shapes
-from .codec import encode_own
+from .image import Image
 
 #: Revisions kept for reads and watches that start in the past.
 HISTORY_REVISIONS = 10_000
@@ -136,6 +136,7 @@ class Store:
         self.leases: dict[int, Lease] = {}
         self.dirs: SortedDict[str, Dir] = SortedDict()
         self.expiries: list[tuple[int, str]] = []  # heap of (log time ms, path); lazily pruned
+        self.images: list[Image] = []  # states that are being read out
         self._changes: list[Change] = []
         self._note: TreeNote | None = None
 
@@ -232,6 +233,8 @@ class Store:
     def _delete(self, key: bytes) -> Item:
         revision = self.revision + 1
         prev = self.live.pop(key)
+        for image in self.images:
+            image.keep(key, self.version_at(key, image.revision) or prev)
         self._supersede(key, prev, revision)
         if prev.lease and prev.lease in self.leases:
             self.leases[prev.lease].keys.discard(key)
@@ -270,6 +273,9 @@ class Store:
             if prev is not None:
                 versions = self.history[key]
                 versions.popleft()
+                for image in self.images:
+                    if event.revision > image.revision:  # until then it was the one to show
+                        image.keep(key, prev)
                 self.bytes_history -= weight(key, prev)
                 if not versions:
                     del self.history[key]
@@ -325,10 +331,11 @@ class Store:
                 k for k in self.history if k >= key and (not end or k < end) and k not in self.live
             ]
             keys.sort()
-        out = [(k, item) for k in keys if (item := self._version_at(k, revision)) is not None]
+        out = [(k, item) for k in keys if (item := self.version_at(k, revision)) is not None]
         return out[:limit] if limit else out
 
-    def _version_at(self, key: bytes, revision: int) -> Item | None:
+    def version_at(self, key: bytes, revision: int) -> Item | None:
+        """The version of a key at a revision, as far as it is still known."""
         current = self.live.get(key)
         if current is not None and current.mod <= revision:
             return current  # type: ignore[no-any-return]
@@ -417,39 +424,37 @@ class Store:
     # -- whole state ---------------------------------------------------------------------------
 
     def dump(self) -> Iterator[bytes]:
-        """The state as CBOR records, a generator over a fixed state (see ``Store.load``)."""
-        yield encode_own(["head", self.revision, self.compacted, self.log_time_ms, self.hash])
-        for lease, held in sorted(self.leases.items()):
-            yield encode_own(["lease", lease, held.ttl_ms])
-        for path, d in self.dirs.items():
-            yield encode_own(["dir", path, d.created, d.modified, d.expires])
-        for key, item in self.live.items():
-            yield encode_own(["key", key, list(item)])
-        for event in self.events:
-            changes = [[k, list(i) if i else None, list(p) if p else None] for k, i, p in event[1]]
-            note = list(event.note or ())
-            yield encode_own(["event", event.revision, changes, note, event.digest, event.at_ms])
+        """The state as CBOR records, as of now; see ``brain/image.py``."""
+        return Image(self).records()
 
     @classmethod
-    def load(cls, records: Iterator[list[Any]]) -> Store:
+    def load(cls, records: Iterable[list[Any]]) -> Store:
         """The reverse of :meth:`dump`, from decoded records."""
         store = cls()
+        for _ in store.loading(records):
+            pass
+        return store
+
+    def loading(self, records: Iterable[list[Any]]) -> Iterator[None]:
+        """The same in steps, into this empty store; it is complete when they end."""
         keys: dict[bytes, Item] = {}
         for record in records:
             kind = record[0]
             if kind == "head":
-                store.revision, store.compacted, store.log_time_ms, store.hash = record[1:]
-            elif kind == "lease":
-                store.leases[record[1]] = Lease(record[2])
-            elif kind == "dir":
-                store.dirs[record[1]] = Dir(*record[2:])
-            elif kind == "key":
-                keys[record[1]] = Item(*record[2])
+                self.revision, self.compacted, self.log_time_ms, self.hash = record[1:]
+            elif kind == "leases":
+                self.leases.update((lease, Lease(ttl_ms)) for lease, ttl_ms in record[1])
+            elif kind == "dirs":
+                self.dirs.update((row[0], Dir(*row[1:])) for row in record[1])
+            elif kind == "keys":
+                for row in record[1]:
+                    keys[row[0]] = Item._make(row[1:])
             else:
-                store._load_event(*record[1:])
-        store.live.update(keys)
-        store._derive()
-        return store
+                for row in record[1]:
+                    self._load_event(*row)
+            yield
+        self.live.update(keys)
+        self._derive()
 
     def _load_event(
         self, revision: int, changes: list[Any], note: list[Any], digest: int, at_ms: int

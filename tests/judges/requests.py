@@ -266,17 +266,26 @@ def watch_v3(world: World, request: V3) -> dict[str, Any]:
             if result.get("canceled"):
                 return told
             if result.get("created"):
-                ended_at = _end_watch(world, key, final == "PUT")
+                told["created at"] = compare.v3_value(result["header"], world.base).get("revision")
+                start = creation.get("start_revision")
+                ended_at = _end_watch(world, key, final == "PUT", int(start.of(world)) if start else 0)
             told["events"] += compare.v3_value(result.get("events", []), world.base)
             if any(int(e["kv"]["mod_revision"]) >= ended_at for e in result.get("events", []) if ended_at):
                 return told
     return told | {"ended": "the stream stopped, or nothing came any more"}
 
 
-def _end_watch(world: World, key: str, by_put: bool) -> int:
-    """Write the watched key and delete it; the revision of the one that the watch shows last."""
-    put = world.server.v3("kv/put", {"key": key, "value": base64.b64encode(b"the end").decode()}).json()
-    deleted = world.server.v3("kv/deleterange", {"key": key}).json()
+def _end_watch(world: World, key: str, by_put: bool, start: int) -> int:
+    """Write the watched key and delete it; the revision of the one that the watch shows last.
+
+    A watch from a revision that is to come gets as many writes as it takes.
+    """
+    value = base64.b64encode(b"the end").decode()
+    for _ in range(20):
+        put = world.server.v3("kv/put", {"key": key, "value": value}).json()
+        deleted = world.server.v3("kv/deleterange", {"key": key}).json()
+        if int(put["header"]["revision"]) >= start:
+            break
     return int((put if by_put else deleted)["header"]["revision"])
 
 
@@ -311,9 +320,14 @@ def worlds_v3(pair: Pair, number: int) -> tuple[World, World]:
     return made[0], made[1]
 
 
-def clear(world: World) -> None:
+def clear_v2(world: World) -> None:
     """Remove what an example left behind."""
     world.server.ask("DELETE", f"/v2/keys{world.folder}?recursive=true")
+    world.server.ask("DELETE", f"/v2/keys{world.folder}")
+
+
+def clear_v3(world: World) -> None:
+    """Remove what an example left behind."""
     start, end = Key(b"").of(world), Key(b"", plus=True).of(world)
     world.server.v3("kv/deleterange", {"key": start, "range_end": end})
     leases = world.server.v3("lease/leases", {})
