@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from brain import auth, kv, snapshot, tree  # noqa: F401 - they register their commands with the store
+from brain import auth, kv, tree  # noqa: F401 - they register their commands with the store
 from brain.codec import decode, encode
 from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock
@@ -40,7 +40,7 @@ from kernel.actor import Actor, handles
 from kernel.mailbox import Promise
 from kernel.ports import DiskError, Ports
 from kernel.stats import Histogram, Latency
-from transport.router import BULK, LinkDown, Router
+from transport.router import LinkDown, Router
 
 from .membership import changed
 from .raft_messages import (
@@ -69,6 +69,7 @@ from .raft_messages import (
     Watched,
     Watching,
 )
+from .snapshots import OVERTAKEN, Snapshots
 
 logger = logging.getLogger("argosy.raft")
 
@@ -137,18 +138,17 @@ class RaftPeer(Actor):
         super().__init__()
         self.machine = machine
         self._ports = ports
-        self._router = router
-        self._settings = settings or PeerSettings()
+        self.router = router
+        self.settings = settings or PeerSettings()
         self._raft_class = raft_class
         self._origin = ports.rng.token()[:12]
         self.raft: Raft = None  # type: ignore[assignment]
         self.store = Store()
-        self.journal = Journal(ports.disk, self._settings.segment_bytes)
+        self.journal = Journal(ports.disk, self.settings.segment_bytes)
         self._pumping = False
         self._syncing = False
         self._sync_queue: deque[Ready] = deque()
-        self._snapshotting = False
-        self._snapshot_index = 0
+        self.snapshots = Snapshots(self)
         self._next_seq = 1
         self._pending: dict[int, _Pending] = {}
         self._unsent: deque[int] = deque()
@@ -166,9 +166,6 @@ class RaftPeer(Actor):
         self._leases = LeaseKeeper()
         self._log_clock = LogClock()
         self._expiring = False
-        self._incoming: tuple[int, int, bytearray] | None = None
-        self._install_next: Callable[[], None] | None = None
-        self._sending_snapshots: set[tuple[str, int]] = set()  # (peer, term of our leadership)
         self._last_tick = 0.0
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
@@ -193,15 +190,20 @@ class RaftPeer(Actor):
     def on_start(self) -> None:
         """Wait for writes of an earlier life, then read the disk; messages wait meanwhile."""
         self.actor_inbox.suspended = True
+        # an Unwatch meant for an earlier life finds nothing
+        self._next_watch += self.actor_inbox.incarnation << 32
+        self._ports.disk.submit([], self.turn(lambda _: self._open()))
+
+    def turn(self, action: Callable[[DiskError | None], None]) -> Callable[[DiskError | None], None]:
+        """A callback for the disk that runs ``action`` in this actor's turn, in this life only."""
         inbox = self.actor_inbox
         incarnation = inbox.incarnation
-        self._next_watch += incarnation << 32  # an Unwatch meant for an earlier life finds nothing
 
-        def settled(error: DiskError | None) -> None:
+        def done(error: DiskError | None) -> None:
             if inbox.incarnation == incarnation:
-                inbox.post(self._open)
+                inbox.post(lambda: action(error))
 
-        self._ports.disk.submit([], settled)
+        return done
 
     def _open(self) -> None:
         try:
@@ -209,13 +211,7 @@ class RaftPeer(Actor):
         except (DamagedLogError, DiskError) as error:
             self.system.fatal(error)  # no restart makes a damaged file whole
             return
-        inbox = self.actor_inbox
-        incarnation = inbox.incarnation
-
-        def durable(error: DiskError | None) -> None:
-            if inbox.incarnation == incarnation:
-                inbox.post(lambda: self._begin(opened, error))
-
+        durable = self.turn(lambda error: self._begin(opened, error))
         self._ports.disk.submit(self.journal.settle(), durable)
 
     def _begin(self, opened: Opened, error: DiskError | None) -> None:
@@ -225,23 +221,23 @@ class RaftPeer(Actor):
             return
         config = opened.meta.config if opened.meta is not None else Config(frozenset())
         self.store = opened.store
-        self._snapshot_index = opened.log.snapshot_index
+        self.snapshots.index = opened.log.snapshot_index
         self.raft = self._raft_class(
             self.machine, config, opened.log, opened.hard_state, self._ports.rng.below,
-            self._settings.raft,
+            self.settings.raft,
         )  # fmt: skip
         if config.voters == {self.machine}:
-            for _ in range(self._settings.raft.election_ticks * 2):  # alone: no need to wait
+            for _ in range(self.settings.raft.election_ticks * 2):  # alone: no need to wait
                 if self.raft.role is Role.FOLLOWER:
                     self.raft.tick()
         self._last_tick = self.now()
-        self.every(self._settings.tick_s, self._tick)
+        self.every(self.settings.tick_s, self._tick)
         self._connect()
         self.actor_inbox.suspended = False
         self.system.subscribe(LinkDown, self.actor_ref)
         self.system.publish(BrainUp())
         self._catch_up()
-        self._kick()
+        self.kick()
 
     def _catch_up(self) -> None:
         """The store that was read is the past until a leader says how far the log is decided."""
@@ -256,7 +252,7 @@ class RaftPeer(Actor):
         self._connected = self.raft.config
         members = self.raft.config.everyone
         known = {member: info[1] for member, info in self.raft.config.info if member in members}
-        known = known or dict(self._settings.seeds)
+        known = known or dict(self.settings.seeds)
         known.pop(self.machine, None)
         self._ports.net.set_peers(known)
 
@@ -272,13 +268,14 @@ class RaftPeer(Actor):
         if self.raft.role is Role.LEADER:
             self._expire()
         self._fail_overdue(now)
-        self._kick()
+        self.kick()
 
     @handles(LinkDown)
     def _on_link_down(self, message: LinkDown) -> None:
         self.raft.unreachable(message.machine)
 
-    def _kick(self) -> None:
+    def kick(self) -> None:
+        """Act soon on what has come in."""
         if not self._pumping:
             self._pumping = True
             self.actor_inbox.push(_Pump())
@@ -297,12 +294,12 @@ class RaftPeer(Actor):
                 self._send(message)
             if ready.must_sync or ready.after_sync:
                 self._sync_queue.append(ready)
-                self._sync()
+                self.sync()
             self._apply(ready)
             for context, index in ready.reads:
                 self._read_point(context, index)
             for peer in ready.snapshots:
-                self._send_snapshot(peer)
+                self.snapshots.send(peer)
         if raft.config is not self._connected:
             self._connect()
         self._publish()
@@ -310,7 +307,7 @@ class RaftPeer(Actor):
     def _send(self, message: Message) -> None:
         if message.to == self.machine:
             self.raft.step(message)
-            self._kick()
+            self.kick()
             return
         if message.kind == Kind.APPEND and message.entries:
             self.appends_sent += 1
@@ -318,9 +315,9 @@ class RaftPeer(Actor):
             self._append_sent.setdefault(message.to, (last, self.now()))
         elif message.kind == Kind.HEARTBEAT:
             self._heartbeat_sent[message.to] = self.now()
-        self._router.tell(message.to, 0, "raft", message)
+        self.router.tell(message.to, 0, "raft", message)
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """Write everything that waits as one batch; what promises it leaves afterwards."""
         while self._sync_queue and not self._syncing:
             if not self._sync_queue[0].must_sync:
@@ -331,8 +328,8 @@ class RaftPeer(Actor):
             self._sync_queue.clear()
             self._syncing = True
             self._write(batch)
-        if not self._syncing and self._install_next is not None:
-            install, self._install_next = self._install_next, None
+        if not self._syncing and self.snapshots.install_next is not None:
+            install, self.snapshots.install_next = self.snapshots.install_next, None
             install()
 
     def _write(self, batch: list[Ready]) -> None:
@@ -348,13 +345,7 @@ class RaftPeer(Actor):
                     first = ready.first_index
                 entries += ready.entries
         begun = self.now()
-        inbox = self.actor_inbox
-        incarnation = inbox.incarnation
-
-        def done(error: DiskError | None) -> None:
-            if inbox.incarnation == incarnation:
-                inbox.post(lambda: self._synced(batch, state, first, entries, begun, error))
-
+        done = self.turn(lambda error: self._synced(batch, state, first, entries, begun, error))
         self.journal.write(state, first, entries, done)
 
     def _synced(
@@ -371,8 +362,8 @@ class RaftPeer(Actor):
         for ready in batch:
             for message in ready.after_sync:
                 self._send(message)
-        self._sync()
-        self._kick()
+        self.sync()
+        self.kick()
 
     @handles(Message)
     def _on_message(self, message: Message) -> None:
@@ -390,7 +381,7 @@ class RaftPeer(Actor):
         elif message.kind == Kind.APPEND:
             self.appends_received += 1
         self.raft.step(message)
-        self._kick()
+        self.kick()
 
     # -- applying ---------------------------------------------------------------------------
 
@@ -412,7 +403,7 @@ class RaftPeer(Actor):
             self._log_clock.seen(self.store.log_time_ms, self.now())
         if events:
             self._notify(events)
-        self._maybe_snapshot()
+        self.snapshots.maybe_save()
 
     def _apply_command(self, data: bytes, events: list[Event]) -> None:
         (now_ms,) = _NOW.unpack_from(data)
@@ -460,8 +451,8 @@ class RaftPeer(Actor):
             promise.fail(
                 BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
             )
-        elif message.bounded and self.store.size > self._settings.quota_bytes:
-            text = f"quota_bytes: {self._settings.quota_bytes} bytes are taken; delete or compact"
+        elif message.bounded and self.store.size > self.settings.quota_bytes:
+            text = f"quota_bytes: {self.settings.quota_bytes} bytes are taken; delete or compact"
             promise.fail(BrainError(NO_SPACE, text))
         elif len(self._pending) >= PENDING_MAX:
             promise.fail(BrainError(OVERLOADED, f"pending_max: {PENDING_MAX} commands wait already"))
@@ -471,7 +462,7 @@ class RaftPeer(Actor):
             now = self.now()
             self._pending[seq] = _Pending(promise, command, now, now + message.timeout, message.term)
             self._unsent.append(seq)
-            self._kick()
+            self.kick()
         return promise
 
     def _send_proposals(self) -> None:
@@ -502,7 +493,7 @@ class RaftPeer(Actor):
     def _forward_proposals(self) -> None:
         sent: list[int] = []
         size = 0
-        while self._unsent and size < self._settings.raft.append_bytes_max:
+        while self._unsent and size < self.settings.raft.append_bytes_max:
             seq = self._unsent.popleft()
             pending = self._pending.get(seq)
             if pending is None:
@@ -517,13 +508,13 @@ class RaftPeer(Actor):
             return
         self._forwarding = True
         message = Forward(self.raft.term, [self._pending[seq].command for seq in sent])
-        leader = self._router.ref(self.raft.leader, "raft")
+        leader = self.router.ref(self.raft.leader, "raft")
 
         def answered(taken: Any, error: BaseException | None) -> None:
             # A refusal proves nothing: the frame may have come twice, and been taken the first
             # time.  What was not appended is proposed again when a new leader's entry shows it.
             self._forwarding = False
-            self._kick()
+            self.kick()
 
         self.ask_then(leader, message, 2.0, answered)
 
@@ -548,7 +539,7 @@ class RaftPeer(Actor):
         while len(self._taken) > TAKEN_MAX:
             del self._taken[next(iter(self._taken))]
         self._append_proposals()
-        self._kick()
+        self.kick()
         return True
 
     def _resend_older_than(self, term: int) -> None:
@@ -560,7 +551,7 @@ class RaftPeer(Actor):
                 self._fail_pending(seq, BrainError(NO_LEADER, "leadership was lost meanwhile"))
         self._requeue(dead)
         if dead:
-            self._kick()
+            self.kick()
 
     def _fail_pending(self, seq: int, error: BaseException) -> None:
         pending = self._pending.pop(seq, None)
@@ -673,7 +664,7 @@ class RaftPeer(Actor):
             else:
                 promise.reply(value)
 
-        self.ask_then(self._router.ref(self.raft.leader, "raft"), message, 2.0, answered)
+        self.ask_then(self.router.ref(self.raft.leader, "raft"), message, 2.0, answered)
 
     # -- reads ----------------------------------------------------------------------------------
 
@@ -707,7 +698,7 @@ class RaftPeer(Actor):
         self._next_read += 1
         self._reads[context] = (serve, fail, self.now() + timeout)
         self._waiting_reads.append(context)
-        self._kick()
+        self.kick()
 
     def _start_reads(self) -> None:
         """All reads that wait share one round: the leader's own, or one ask to the leader."""
@@ -720,17 +711,17 @@ class RaftPeer(Actor):
         elif self.raft.leader and not self._asking_read:
             waiting, self._waiting_reads = self._waiting_reads, []
             self._asking_read = True
-            leader = self._router.ref(self.raft.leader, "raft")
+            leader = self.router.ref(self.raft.leader, "raft")
 
             def answered(index: Any, error: BaseException | None) -> None:
                 self._asking_read = False
                 if error is not None:
                     self._waiting_reads[:0] = waiting  # tried again until their deadline
-                    self.after(0.02, self._kick)
+                    self.after(0.02, self.kick)
                     return
                 for context in waiting:
                     self._read_point(context, index)
-                self._kick()
+                self.kick()
 
             self.ask_then(leader, ReadIndex(), 1.0, answered)
 
@@ -758,19 +749,8 @@ class RaftPeer(Actor):
     # -- watches ------------------------------------------------------------------------------------
 
     @handles(Watch)
-    def _on_watch(self, message: Watch) -> Watching | Promise:
+    def _on_watch(self, message: Watch) -> Watching:
         """Raises ``StoreError`` (compacted) when ``start`` is too old."""
-        if not self._current:
-            promise = Promise()
-
-            def serve(_: int) -> None:
-                try:
-                    promise.reply(self._on_watch(message))
-                except StoreError as error:
-                    promise.fail(error)
-
-            self._queue_read(serve, promise.fail, 5.0)
-            return promise
         backlog: list[Event] = []
         if message.start and message.start <= self.store.revision:
             hub = WatchHub()
@@ -804,131 +784,28 @@ class RaftPeer(Actor):
             self._on_unwatch(Unwatch(watch))
             self.watch_drops += 1
 
-    # -- snapshots -----------------------------------------------------------------------------------
-
-    def _maybe_snapshot(self) -> None:
-        log = self.raft.log
-        if self._snapshotting or log.applied - self._snapshot_index < self._settings.snapshot_entries:
-            return
-        self._snapshotting = True
-        meta = Meta(log.applied, log.term(log.applied), self.raft.config_at(log.applied))
-        data = snapshot.dump(meta, self.store)
-        inbox = self.actor_inbox
-        incarnation = inbox.incarnation
-
-        def done(error: DiskError | None) -> None:
-            if inbox.incarnation == incarnation:
-                inbox.post(lambda: self._snapshot_saved(meta, error))
-
-        self.journal.save_snapshot(meta, data, done)
-
-    def _snapshot_saved(self, meta: Meta, error: DiskError | None) -> None:
-        if error is not None:
-            self.system.fatal(error)
-            return
-        self._snapshotting = False
-        self._snapshot_index = meta.index
-        keep_from = meta.index - self._settings.trailing_entries
-        log = self.raft.log
-        if keep_from > log.snapshot_index:
-            log.compact(keep_from, log.term(keep_from))
-
-    def _send_snapshot(self, peer: str) -> None:
-        term = self.raft.term
-        if (peer, term) in self._sending_snapshots:
-            return
-        self._sending_snapshots.add((peer, term))
-        log = self.raft.log
-        meta = Meta(log.applied, log.term(log.applied), self.raft.config_at(log.applied))
-        data = snapshot.dump(meta, self.store)
-        target = self._router.ref(peer, "raft", BULK)
-
-        def finish(ok: bool) -> None:
-            self._sending_snapshots.discard((peer, term))
-            if self.raft.role is Role.LEADER and self.raft.term == term:
-                self.raft.snapshot_sent(peer, meta.index, ok)
-                self._kick()
-
-        def send(offset: int) -> None:
-            chunk = data[offset : offset + snapshot.CHUNK_BYTES]
-            message = SnapshotChunk(self.machine, term, meta.index, offset, len(data), chunk)
-            self.ask_then(target, message, 10.0, on_reply)
-
-        def on_reply(reached: Any, error: BaseException | None) -> None:
-            if error is not None or self.raft.role is not Role.LEADER or type(reached) is not int:
-                finish(False)
-            elif reached >= len(data):
-                finish(True)
-            else:
-                send(max(reached, 0))
-
-        send(0)
+    # -- snapshots (see ``snapshots.py``) --------------------------------------------------------------
 
     @handles(SnapshotChunk)
     def _on_snapshot_chunk(self, message: SnapshotChunk) -> Any:
-        raft = self.raft
-        raft.step(Message(Kind.SNAPSHOT_DONE, message.leader, self.machine, message.term))
-        self._kick()
-        if message.term < raft.term:
-            raise BrainError("stale", f"term {message.term} is over")
-        if message.index <= raft.log.commit:
-            return message.total  # nothing in it that is not here
-        incoming = self._incoming
-        if incoming is None or incoming[:2] != (message.term, message.index):
-            incoming = self._incoming = (message.term, message.index, bytearray())
-        if message.offset != len(incoming[2]):
-            return len(incoming[2])
-        incoming[2].extend(message.data)
-        if len(incoming[2]) < message.total:
-            return len(incoming[2])
-        self._incoming = None
-        return self._install(bytes(incoming[2]), message.leader)
+        return self.snapshots.take(message)
 
-    def _install(self, data: bytes, leader: str) -> Promise:
-        """Take a whole snapshot into use once it is durable.
-
-        Meanwhile this peer takes no messages: entries that are still being written belong
-        to the log before it, and new ones to the log after it.
-        """
-        promise = Promise()
-        meta, store = snapshot.load("the snapshot sent by the leader", data)
-        keeps_log = self.raft.log.matches(meta.index, meta.term)
-        inbox = self.actor_inbox
-        inbox.suspended = True
-        incarnation = inbox.incarnation
-
-        def done(error: DiskError | None) -> None:
-            if inbox.incarnation == incarnation:
-                inbox.post(lambda: installed(error))
-
-        def installed(error: DiskError | None) -> None:
-            if error is not None:
-                self.system.fatal(error)
-                return
-            inbox.suspended = False
-            self._last_tick = self.now()
-            self.raft.restored(meta.index, meta.term, meta.config, leader)
-            self.store = store
-            for seq in [s for s, p in self._pending.items() if p.sent_term]:
-                text = "a snapshot came instead of the entries; it may have happened"
-                self._fail_pending(seq, BrainError(TIMED_OUT, text))
-            self._snapshot_index = meta.index
-            self._connect()
-            self._end_watches()
-            promise.reply(len(data))
-            self._kick()
-
-        self._install_next = lambda: self.journal.save_snapshot(
-            meta, data, done, fresh_log=not keeps_log
-        )
-        self._sync()
-        return promise
-
-    def _end_watches(self) -> None:
-        """Events between the old state and the snapshot are unknown: everybody lists again."""
+    def restored(self, meta: Meta, store: Store, leader: str) -> None:
+        """A snapshot of the leader is durable: go on from it."""
+        self.actor_inbox.suspended = False
+        self._last_tick = self.now()
+        self.raft.restored(meta.index, meta.term, meta.config, leader)
+        for image in list(self.store.images):
+            image.close()
+        self.store = store
+        for seq in [s for s, p in self._pending.items() if p.sent_term]:
+            self._fail_pending(seq, OVERTAKEN)
+        self._connect()
+        # events between the old state and the snapshot are unknown: everybody lists again
         self._hub = WatchHub()
         self._watches.clear()
         self.system.publish(BrainUp())
+        self.kick()
 
     # -- membership and status -------------------------------------------------------------------------
 
@@ -947,7 +824,7 @@ class RaftPeer(Actor):
             self.raft.propose_config(config)
         except (ProposalDroppedError, NotLeaderError) as error:
             raise BrainError("config_busy", str(error)) from None
-        self._kick()
+        self.kick()
         return True
 
     @handles(ForwardedChange)
@@ -974,7 +851,7 @@ class RaftPeer(Actor):
             best = max(ahead)[1] if ahead else ""
         if best:
             self.raft.transfer(best)
-            self._kick()
+            self.kick()
 
     @handles(Status)
     def _on_status(self, _: Status) -> dict[str, Any]:
@@ -989,7 +866,7 @@ class RaftPeer(Actor):
             "revision": self.store.revision,
             "bytes": self.store.size,
             "bytes_live": self.store.bytes_live,
-            "quota_bytes": self._settings.quota_bytes,
+            "quota_bytes": self.settings.quota_bytes,
             "hash": self.store.hash,
             "voters": sorted(raft.config.voters),
             "learners": sorted(raft.config.learners),

@@ -17,6 +17,10 @@ from .store import Store
 from .wal import DamagedLogError
 
 Done = Callable[[Any], None]
+#: Bytes of a snapshot that are written and synced at a time, between batches of the log.
+PIECE_BYTES = 1024 * 1024
+#: End of the name of a file that is not complete; never read, and removed at the next start.
+PART = ".part"
 
 
 class Opened(NamedTuple):
@@ -106,7 +110,8 @@ class Journal:
         cut would still lose them, so nothing may be promised on them before.
         """
         names = [wal.segment_name(sequence) for sequence in sorted(self._highest)]
-        return [*(("sync", name) for name in names), ("sync_dir",)]
+        parts = [name for name in self._disk.list() if name.endswith(PART)]
+        return [*(("sync", name) for name in names), *(("remove", name) for name in parts), ("sync_dir",)]
 
     def write(
         self, state: HardState | None, first_index: int, entries: list[Entry], done: Done
@@ -159,13 +164,36 @@ class Journal:
         self._has_state = True
         return operations
 
-    def save_snapshot(self, meta: Meta, data: bytes, done: Done, fresh_log: bool = False) -> None:
-        """Write a snapshot file, then remove what it makes superfluous.
+    def save_snapshot(
+        self, meta: Meta, data: bytes, turn: Callable[[Done], Done], done: Done, fresh_log: bool = False
+    ) -> None:
+        """Write a snapshot file piece by piece, then remove what it makes superfluous.
 
-        ``fresh_log``: the log's entries do not continue from it, so a new segment starts.
+        ``turn`` wraps what is to be called when a piece is durable; batches of the log may be
+        written between two pieces.  ``fresh_log``: the log's entries do not continue from it,
+        so a new segment starts.
         """
         name = snapshot.file_name(meta.index)
-        operations: list[tuple[Any, ...]] = [("replace", name, data), ("sync_dir",)]
+        part = name + PART
+
+        def write(at: int) -> Done:
+            def go(error: Any) -> None:
+                if error is not None:
+                    done(error)
+                elif at >= len(data):
+                    self._publish(meta, part, name, turn(done), fresh_log)
+                else:
+                    piece = data[at : at + PIECE_BYTES]
+                    self._disk.submit(
+                        [("write", part, at, piece), ("sync", part)], turn(write(at + PIECE_BYTES))
+                    )
+
+            return go
+
+        self._disk.submit([("create", part, 0)], turn(write(0)))
+
+    def _publish(self, meta: Meta, part: str, name: str, done: Done, fresh_log: bool) -> None:
+        operations: list[tuple[Any, ...]] = [("rename", part, name), ("sync_dir",)]
         doomed_segments = [s for s in self._highest if s != self._sequence]
         if fresh_log:
             if self._sequence in self._highest:

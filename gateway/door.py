@@ -213,7 +213,7 @@ class Gateway(Actor):
             else:
                 request.answer(503, b'{"health":"false"}', headers=CORS)
 
-        quota = self.peer()._settings.quota_bytes  # noqa: SLF001
+        quota = self.peer().settings.quota_bytes
         self.ask(Query(lambda store: store.size > quota, True, HEALTH_S_MAX), done)
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from actors.raft_messages import Unwatch, Watch, Watched
+from actors.raft_messages import Query, Unwatch, Watch, Watched
 from brain.store import Event
+
+#: Seconds to wait for a leader before a watch "from now" is refused.
+NOW_S_MAX = 5.0
 
 
 class Reader(Protocol):
@@ -42,8 +45,8 @@ class Door(Protocol):
 class Feed:
     """See the module docstring."""
 
-    __slots__ = ("_door", "_early", "_end", "_key", "_open", "_paused", "_reader", "_started", "_watch",
-                 "closed", "next")  # fmt: skip
+    __slots__ = ("_attempt", "_door", "_early", "_end", "_key", "_open", "_paused", "_reader", "_started",
+                 "_watch", "closed", "next")  # fmt: skip
 
     def __init__(self, door: Door, key: bytes, end: bytes | None, start: int, reader: Reader) -> None:
         """``start``: the first revision to hand over; 0 for what comes from now on."""
@@ -52,6 +55,7 @@ class Feed:
         self._end = end
         self._reader = reader
         self._watch = 0
+        self._attempt = 0
         self._open = False  # the brain's answer has come
         self._started = False  # the reader knows
         self._paused = False
@@ -63,8 +67,35 @@ class Feed:
         """Start, or start again from where it was."""
         self._open = False
         self._early = []
+        self._attempt += 1
+        attempt = self._attempt
         self._door.feeds.add(self)
-        self._door.ask(Watch(self._key, self._end, self.next, self), self._opened)
+        if self.next:
+            self._door.ask(
+                Watch(self._key, self._end, self.next, self),
+                lambda answer, error: self._opened(attempt, answer, error),
+            )
+        else:  # a peer that has just started must first hear how far the log is decided
+            self._door.ask(
+                Query(lambda store: store.revision, False, NOW_S_MAX),
+                lambda revision, error: self._found(attempt, revision, error),
+            )
+
+    def _found(self, attempt: int, revision: Any, error: BaseException | None) -> None:
+        if self.closed or attempt != self._attempt:
+            return
+        if error is not None:
+            self._end_with(error)
+        else:
+            self.next = revision + 1
+            self.open()
+
+    def _end_with(self, error: BaseException) -> None:
+        if not hasattr(error, "code"):
+            return  # the peer has died; its next life will say that it is up
+        self.closed = True
+        self._door.feeds.discard(self)
+        self._reader.lost(error)
 
     def resume(self) -> None:
         """The reader has room again."""
@@ -93,19 +124,15 @@ class Feed:
             return True
         return self._hand(message.events)
 
-    def _opened(self, answer: Any, error: BaseException | None) -> None:
-        if self.closed:
+    def _opened(self, attempt: int, answer: Any, error: BaseException | None) -> None:
+        if self.closed or attempt != self._attempt:
             if error is None:
                 self._door.tell(Unwatch(answer.watch))
             return
         if error is not None:
-            self.closed = True
-            self._door.feeds.discard(self)
-            self._reader.lost(error)
+            self._end_with(error)
             return
         self._watch, self._open = answer.watch, True
-        if not self.next:
-            self.next = answer.revision + 1
         if not self._started:
             self._started = True
             self._reader.watching(answer.revision)

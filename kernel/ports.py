@@ -43,7 +43,7 @@ class Disk(Protocol):
 
     ``submit`` runs operations in order, one batch after another, off the caller's thread:
     ``("create", name, size)`` (filled with zeros), ``("write", name, offset, data)``,
-    ``("replace", name, data)`` (atomically), ``("sync", name)``, ``("remove", name)``,
+    ``("rename", name, new_name)`` (atomically), ``("sync", name)``, ``("remove", name)``,
     ``("sync_dir",)``.  ``done(error)`` is called once; after an error later batches fail too.
     """
 

@@ -443,22 +443,21 @@ class SimDisk:
         delay = world.random.random() * world.faults.disk_s_max
         if not world.healed and world.random.random() < world.faults.disk_stall:
             delay += world.random.random() * world.faults.disk_stall_s_max
-        # the writes reach the cache at some moment before the sync completes
+        # the first writes reach the cache at some moment before the rest is done
         life = self._machine.life
+        rest = next((n for n, op in enumerate(operations) if op[0] not in ("write", "create")), len(operations))
 
         def begin() -> None:
             if self._machine.life == life and self._machine.alive:
-                for operation in operations:
-                    if operation[0] in ("write", "create"):
-                        self._execute(operation)
+                for operation in operations[:rest]:
+                    self._execute(operation)
                 world.call_later(delay / 2, finish)
 
         def finish() -> None:
             if self._machine.life != life or not self._machine.alive:
                 return
-            for operation in operations:
-                if operation[0] not in ("write", "create"):
-                    self._execute(operation)
+            for operation in operations[rest:]:
+                self._execute(operation)
             if self._machine.paused:
                 self._machine.held.append(lambda: done(None))
             else:
@@ -487,9 +486,11 @@ class SimDisk:
             file = self._files[name]
             file.durable = bytearray(file.cached)
             file.unsynced.clear()
-        elif verb == "replace":
-            self._directory.append(("replace", name, self._files.get(name)))
-            self._files[name] = _File(operation[2])
+        elif verb == "rename":
+            after = operation[2]
+            self._directory.append(("replace", after, self._files.get(after)))
+            self._files[after] = self._files[name]
+            self._directory.append(("remove", name, self._files.pop(name)))
         elif verb == "remove":
             self._directory.append(("remove", name, self._files.pop(name, None)))
         else:

@@ -37,7 +37,7 @@ class RealDisk:
 
     def list(self) -> list[str]:
         """Names of the files, sorted."""
-        return sorted(p.name for p in self._folder.iterdir() if not p.name.endswith(".new"))
+        return sorted(path.name for path in self._folder.iterdir())
 
     def read(self, name: str) -> bytes:
         """The whole file."""
@@ -99,8 +99,10 @@ class RealDisk:
             for at in range(0, operation[2], len(_ZEROS)):
                 _write_all(handle, _ZEROS[: operation[2] - at], at)
             os.fsync(handle)
-        elif verb == "replace":
-            self._replace(operation[1], operation[2])
+        elif verb == "rename":
+            self._forget(operation[1])
+            self._forget(operation[2])
+            os.replace(self._folder / operation[1], self._folder / operation[2])
         elif verb == "remove":
             self._forget(operation[1])
             (self._folder / operation[1]).unlink(missing_ok=True)
@@ -113,17 +115,6 @@ class RealDisk:
         handle = self._handles.pop(name, None)
         if handle is not None:
             os.close(handle)
-
-    def _replace(self, name: str, data: bytes) -> None:
-        self._forget(name)
-        temporary = self._folder / f"{name}.new"
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(handle, data, 0)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(temporary, self._folder / name)
 
 
 def _write_all(handle: int, data: bytes, offset: int) -> None:

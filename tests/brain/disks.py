@@ -47,8 +47,8 @@ class MemoryDisk:
             file = self.files[name]
             file.extend(bytes(max(0, offset + len(data) - len(file))))
             file[offset : offset + len(data)] = data
-        elif verb == "replace":
-            self.files[operation[1]] = bytearray(operation[2])
+        elif verb == "rename":
+            self.files[operation[2]] = self.files.pop(operation[1])
         elif verb == "remove":
             del self.files[operation[1]]
         else:
@@ -101,9 +101,10 @@ class CuttableDisk(MemoryDisk):
 
     def perform(self, operation: tuple[Any, ...]) -> None:
         """Remember what a name was before it is changed."""
-        if operation[0] in ("create", "replace", "remove"):
-            before = self.files.get(operation[1])
-            self._directory.append((operation[1], None if before is None else self._durable_of(operation[1])))
+        names = {"create": [1], "remove": [1], "rename": [2, 1]}.get(operation[0], [])
+        for name in (operation[at] for at in names):
+            before = self.files.get(name)
+            self._directory.append((name, None if before is None else self._durable_of(name)))
         super().perform(operation)
 
     def _durable_of(self, name: str) -> bytes:
@@ -119,8 +120,12 @@ class CuttableDisk(MemoryDisk):
             self._unsynced = [entry for entry in self._unsynced if entry[0] != name]
         elif verb == "create":
             self._durable[operation[1]] = bytes(operation[2])
-        elif verb == "replace":
-            self._durable[operation[1]] = bytes(operation[2])
+        elif verb == "rename":
+            self._durable[operation[2]] = self._durable.pop(operation[1])
+            self._unsynced = [
+                (operation[2] if name == operation[1] else name, at, data)
+                for name, at, data in self._unsynced if name != operation[2]
+            ]  # fmt: skip
         elif verb == "remove":
             self._durable.pop(operation[1], None)
             self._unsynced = [entry for entry in self._unsynced if entry[0] != operation[1]]

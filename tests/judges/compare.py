@@ -99,6 +99,9 @@ def headers_view(answer: Answer, base: int) -> dict[str, Any]:
             out[name] = "good" if re.fullmatch(form, answer.headers[name]) else answer.headers[name]
     if "x-etcd-index" in answer.headers:
         out["x-etcd-index"] = counted(answer.index, base)
+    if "location" in out:
+        indexed = re.compile(r"(?<=Index=)\d+")
+        out["location"] = indexed.sub(lambda m: f"{int(m[0]) - base:+d}" if int(m[0]) >= base else m[0], out["location"])
     return dict(sorted(out.items()))
 
 

@@ -106,7 +106,7 @@ def ask_v2(world: World, request: V2) -> dict[str, Any]:
     """One request; the view of the answer."""
     body = request.form(world)
     headers = {"Content-Type": request.content_type} if body is not None and request.content_type else {}
-    answer = world.server.ask(request.method, request.target(world), body, headers)
+    answer = world.server.outcome(request.method, request.target(world), body, headers)
     ordered = request.first("sorted") in _TRUE
     view = compare.v2_view(answer, world.base, ordered)
     try:
@@ -232,7 +232,7 @@ def ask_v3(world: World, request: V3) -> dict[str, Any]:
     """One message; the view of the answer."""
     body = request.body(world) if request.method != "GET" else None
     target = request.path if request.path.startswith("/") else f"/v3/{request.path}"
-    return compare.v3_view(world.server.ask(request.method, target, body), world.base)
+    return compare.v3_view(world.server.outcome(request.method, target, body), world.base)
 
 
 def watch_v3(world: World, request: V3) -> dict[str, Any]:

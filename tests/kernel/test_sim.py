@@ -201,15 +201,16 @@ def test_a_crash_keeps_loses_or_tears_what_was_not_synced() -> None:
 
 
 def test_a_new_name_may_vanish_until_the_directory_is_synced() -> None:
-    """A created or replaced file without ``sync_dir`` reverts on some seeds, after it on none."""
+    """A created or renamed file without ``sync_dir`` reverts on some seeds, after it on none."""
     reverted = set()
     for seed in range(50):
-        machine = _written(seed, [("replace", "g", b"data")])
+        written = [("create", "part", 0), ("write", "part", 0, b"data"), ("sync", "part"), ("sync_dir",)]
+        machine = _written(seed, [*written, ("rename", "part", "g")])
         machine.world.run(1)
         machine.crash()
         machine.start()
         reverted.add("g" in machine.disk.list())
-        synced = _written(seed, [("replace", "g", b"data"), ("sync_dir",)])
+        synced = _written(seed, [*written, ("rename", "part", "g"), ("sync_dir",)])
         synced.world.run(1)
         synced.crash()
         synced.start()
