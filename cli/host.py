@@ -42,6 +42,8 @@ from .config import HostConfig
 
 logger = logging.getLogger("argosy.host")
 VERSION = "0.1.0"
+#: Seconds between attempts to tell the others this host's addresses.
+INTRODUCE_S = 0.1
 
 
 class HostError(Exception):
@@ -235,6 +237,7 @@ class Host:
         self.ended: asyncio.Future[BaseException | None] = self.loop.create_future()
         self.company: Company = None  # type: ignore[assignment]
         self.net: TcpNet = None  # type: ignore[assignment]
+        self._opening: asyncio.Task[None] | None = None
 
     def _end(self, error: BaseException | None) -> None:
         if not self.ended.done():
@@ -262,8 +265,18 @@ class Host:
         ports = Ports(clock, rng, disk, self.net, processes)
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
-        await self._open_doors(doors)
-        self.loop.create_task(self._introduce())
+        if self._brain_only:  # as etcd: nobody is served before this member's addresses are known
+            self._opening = self.loop.create_task(self._introduce_and_open(doors))
+        else:
+            await self._open_doors(doors)
+            self._opening = self.loop.create_task(self._introduce())
+
+    async def _introduce_and_open(self, doors: list[tuple[str, int]]) -> None:
+        try:
+            await self._introduce()
+            await self._open_doors(doors)
+        except (HostError, OSError) as error:
+            self._end(error)
 
     def _boot(self, ports: Ports, doors: list[tuple[str, int]]) -> Company:
         config, membership = self.config, self.membership
@@ -329,7 +342,7 @@ class Host:
                     self.membership.save(self.folder)
             elif known is not None:
                 return
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(INTRODUCE_S)
 
     async def _ask_raft(self, message: Any) -> tuple[Any, BaseException | None]:
         answer: asyncio.Future[Any] = self.loop.create_future()

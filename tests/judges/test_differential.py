@@ -372,7 +372,7 @@ _ODD_V3 = st.one_of(
         V3("kv/range", method="GET"), V3("kv/none"), V3("kv/range/"), V3("/v3"), V3("/v3/"), V3("/v3alpha/kv/range"),
         V3("/v3beta/kv/range", {"key": Key(b"a")}), V3("/v3beta/kv/put", {"key": Key(b"a")}), V3("kv/put", method="PUT", raw=b"{}"),
         V3("kv/range", method="DELETE", raw=b"{}"), V3("watch", raw=b'{"create_request":5}'),
-        V3("watch", raw=b""), V3("auth/enable"), V3("auth/status"), V3("auth/authenticate", {"name": "root", "password": "x"}),
+        V3("auth/enable"), V3("auth/status"), V3("auth/authenticate", {"name": "root", "password": "x"}),
         V3("auth/user/list"), V3("auth/role/list"), V3("auth/user/get", {"name": "none"}), V3("auth/role/get", {"role": "none"}),
         V3("auth/user/add", {"name": ""}), V3("auth/user/delete", {"name": "none"}), V3("maintenance/alarm", {"action": "GET"}),
         V3("election/leader", {"name": Key(b"none")}), V3("lock/unlock", {"key": Key(b"none")}),
