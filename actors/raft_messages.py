@@ -27,6 +27,7 @@ TIMED_OUT = "timeout"  # done or not: unknown
 TOO_LARGE = "too_large"  # certainly not done
 OVERLOADED = "overloaded"  # certainly not done
 NO_SPACE = "no_space"  # certainly not done
+CORRUPT = "corrupt"  # certainly not done
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,20 @@ class TimeToLive:
     """Ask: milliseconds that a lease has left; -1 for one that is gone."""
 
     lease: int
+
+
+@wire(26)
+@dataclass(frozen=True, slots=True)
+class StateHash:
+    """Ask another peer: ``[revision, rolling hash]`` of its store as it is."""
+
+
+@wire(27)
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Tell a peer that its store differs from the others' at a revision: it must not serve."""
+
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,10 @@ from kernel.ports import DiskError, Ports
 from kernel.stats import Histogram, Latency
 from transport.router import LinkDown, Router
 
+from .comparison import COMPARE_S, Comparison
 from .membership import changed
 from .raft_messages import (
+    CORRUPT,
     NO_LEADER,
     NO_SPACE,
     OVERLOADED,
@@ -57,10 +59,12 @@ from .raft_messages import (
     KeepAlive,
     LeaderChanged,
     Propose,
+    Quarantine,
     Query,
     Range,
     ReadIndex,
     SnapshotChunk,
+    StateHash,
     Status,
     TimeToLive,
     TransferLeadership,
@@ -78,6 +82,8 @@ _NOW = struct.Struct("<Q")
 TICK_S = 0.05
 #: A gap between ticks longer than this is a pause of the process, not the passing of leases.
 PAUSE_S = 0.5
+#: A leader whose disk has not finished a write for so long (seconds) hands over.
+DISK_STALL_S = 1.0
 #: Largest command, in bytes.
 COMMAND_BYTES_MAX = 8 * 1024 * 1024
 #: Forwarded commands a leader remembers, to know one that comes twice.
@@ -147,6 +153,7 @@ class RaftPeer(Actor):
         self.journal = Journal(ports.disk, self.settings.segment_bytes)
         self._pumping = False
         self._syncing = False
+        self._sync_begun = 0.0
         self._sync_queue: deque[Ready] = deque()
         self.snapshots = Snapshots(self)
         self._next_seq = 1
@@ -170,6 +177,8 @@ class RaftPeer(Actor):
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
         self._last_leader = ""
+        self.comparison = Comparison(self)
+        self.quarantine = ""  # why this peer must not serve
         self._current = False  # whether the store has been up to date in this life
         # for metrics
         self.sync_seconds = Histogram()
@@ -232,6 +241,7 @@ class RaftPeer(Actor):
                     self.raft.tick()
         self._last_tick = self.now()
         self.every(self.settings.tick_s, self._tick)
+        self.every(COMPARE_S, self.comparison.begin)
         self._connect()
         self.actor_inbox.suspended = False
         self.system.subscribe(LinkDown, self.actor_ref)
@@ -267,12 +277,20 @@ class RaftPeer(Actor):
         self.raft.tick()
         if self.raft.role is Role.LEADER:
             self._expire()
+            self._yield_if_stalled(now)
         self._fail_overdue(now)
         self.kick()
 
     @handles(LinkDown)
     def _on_link_down(self, message: LinkDown) -> None:
         self.raft.unreachable(message.machine)
+
+    def _yield_if_stalled(self, now: float) -> None:
+        """A leader whose disk stands still hands over to a follower whose disk does not."""
+        if self._syncing and now - self._sync_begun > DISK_STALL_S:
+            self._sync_begun = now  # ask again after as long
+            logger.warning("the disk has not answered for %g s: leadership is handed over", DISK_STALL_S)
+            self._on_transfer(TransferLeadership())
 
     def kick(self) -> None:
         """Act soon on what has come in."""
@@ -344,7 +362,7 @@ class RaftPeer(Actor):
                 if not entries:
                     first = ready.first_index
                 entries += ready.entries
-        begun = self.now()
+        begun = self._sync_begun = self.now()
         done = self.turn(lambda error: self._synced(batch, state, first, entries, begun, error))
         self.journal.write(state, first, entries, done)
 
@@ -439,6 +457,7 @@ class RaftPeer(Actor):
 
     @handles(Propose)
     def _on_propose(self, message: Propose) -> Promise:
+        self._refuse_in_quarantine()
         promise = Promise()
         seq = self._next_seq
         self._next_seq += 1
@@ -451,6 +470,8 @@ class RaftPeer(Actor):
             promise.fail(
                 BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
             )
+        elif message.bounded and self.raft.role is Role.LEADER and self._ports.disk.full:
+            promise.fail(BrainError(NO_SPACE, self._ports.disk.full))
         elif message.bounded and self.store.size > self.settings.quota_bytes:
             text = f"quota_bytes: {self.settings.quota_bytes} bytes are taken; delete or compact"
             promise.fail(BrainError(NO_SPACE, text))
@@ -561,7 +582,9 @@ class RaftPeer(Actor):
 
     def _fail_overdue(self, now: float) -> None:
         for seq in [s for s, p in self._pending.items() if p.deadline <= now]:
-            if self._pending[seq].sent_term:
+            if self._pending[seq].sent_term and self._ports.disk.full:
+                error = BrainError(NO_SPACE, f"{self._ports.disk.full}; it may still happen")
+            elif self._pending[seq].sent_term:
                 error = BrainError(TIMED_OUT, "no answer from a quorum in time; it may still happen")
             else:
                 error = BrainError(NO_LEADER, "no leader in time; nothing was changed")
@@ -678,6 +701,7 @@ class RaftPeer(Actor):
 
     @handles(Query)
     def _on_query(self, message: Query) -> Any:
+        self._refuse_in_quarantine()
         if not message.linearizable and self._current:
             return message.function(self.store)
         promise = Promise()
@@ -751,6 +775,7 @@ class RaftPeer(Actor):
     @handles(Watch)
     def _on_watch(self, message: Watch) -> Watching:
         """Raises ``StoreError`` (compacted) when ``start`` is too old."""
+        self._refuse_in_quarantine()
         backlog: list[Event] = []
         if message.start and message.start <= self.store.revision:
             hub = WatchHub()
@@ -838,6 +863,28 @@ class RaftPeer(Actor):
         progress = self.raft.progress.get(member)
         return progress is not None and progress.match + CAUGHT_UP_ENTRIES >= self.raft.log.commit
 
+    @handles(StateHash)
+    def _on_state_hash(self, _: StateHash) -> list[int]:
+        return [self.store.revision, self.store.hash]
+
+    @handles(Quarantine)
+    def _on_quarantine(self, message: Quarantine) -> None:
+        self.rest(message.revision)
+
+    def rest(self, revision: int) -> None:
+        """Serve nobody: this store is not what the others decided.  The log is still kept."""
+        if not self.quarantine:
+            self.quarantine = (
+                f"this peer's store differs from the others' at revision {revision}: it serves nobody; "
+                "start its host again, with --resync if that does not help"
+            )
+            logger.critical("%s", self.quarantine)
+            self._on_transfer(TransferLeadership())
+
+    def _refuse_in_quarantine(self) -> None:
+        if self.quarantine:
+            raise BrainError(CORRUPT, self.quarantine)
+
     @handles(TransferLeadership)
     def _on_transfer(self, message: TransferLeadership) -> None:
         if self.raft.role is not Role.LEADER:
@@ -867,6 +914,8 @@ class RaftPeer(Actor):
             "bytes": self.store.size,
             "bytes_live": self.store.bytes_live,
             "quota_bytes": self.settings.quota_bytes,
+            "disk_full": self._ports.disk.full,
+            "quarantine": self.quarantine,
             "hash": self.store.hash,
             "voters": sorted(raft.config.voters),
             "learners": sorted(raft.config.learners),

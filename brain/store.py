@@ -201,6 +201,8 @@ class Store:
             if item is not None:
                 digest = zlib.crc32(item.value, digest)
                 digest = zlib.crc32(b"%d %d %d %d %d" % (len(item.value), *item[1:5]), digest)
+        if note is not None and note.is_dir:
+            digest = zlib.crc32(f"{note.action} {note.path} {note.expires}".encode("utf-8", "replace"), digest)
         self.hash = zlib.crc32(b"%d" % self.revision, digest)
         self.events.append(Event(self.revision, changes, note, self.hash, self.log_time_ms))
         return self.revision
@@ -343,6 +345,14 @@ class Store:
             if item is not None and item.mod <= revision < until:
                 return item
         return None
+
+    def digest_at(self, revision: int) -> int | None:
+        """The rolling hash after ``revision``; None where it is not known any more, or not yet."""
+        if revision == self.revision:
+            return self.hash
+        at = revision - self.compacted - 1
+        known = 0 <= at < len(self.events) and self.events[at].revision == revision
+        return self.events[at].digest if known else None
 
     def events_since(self, revision: int) -> Iterator[Event]:
         """Retained events with at least this revision, oldest first.

@@ -108,6 +108,22 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family("counter", "argosy_raft_log_bytes", "Bytes written to the log.").add(
         peer.journal.bytes_written
     )
+    yield from _store_families(peer)
+    yield from _etcd_names(peer, raft, leading, sync)
+
+
+def _store_families(peer: Any) -> Iterable[Family]:
+    """What lies in the store, and whether it may be trusted."""
+    yield Family("gauge", "argosy_raft_disk_full", "1 while writes wait for room on the disk.").add(
+        float(bool(peer._ports.disk.full))  # noqa: SLF001
+    )
+    yield Family("gauge", "argosy_raft_quarantined", "1 while this peer's store is not the others'.").add(
+        float(bool(peer.quarantine))
+    )
+    yield Family("gauge", "argosy_store_bytes", "Bytes of all versions of all keys.").add(peer.store.size)
+    yield Family("gauge", "argosy_store_quota_bytes", "Where writes are refused.").add(
+        peer.settings.quota_bytes
+    )
     yield Family("gauge", "argosy_store_revision", "Revision of the store.").add(peer.store.revision)
     yield Family("gauge", "argosy_store_keys", "Keys in the store.").add(len(peer.store.live))
     yield Family("gauge", "argosy_store_leases", "Leases in the store.").add(len(peer.store.leases))
@@ -117,7 +133,6 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family("counter", "argosy_store_watches_dropped", "Watches whose reader was gone.").add(
         peer.watch_drops
     )
-    yield from _etcd_names(peer, raft, leading, sync)
 
 
 def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Family]:
@@ -136,6 +151,7 @@ def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Fam
     yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(
         len(peer._pending)
     )  # noqa: SLF001
+    yield Family("gauge", "etcd_mvcc_db_total_size_in_bytes", "Size of the store.").add(peer.store.size)
     yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals["failed"])
     yield Family(
         "histogram", "etcd_disk_wal_fsync_duration_seconds", "Latency of making the log durable."

@@ -32,6 +32,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "missing": (5, "etcdserver: member not found"),
     "not_caught_up": (9, "etcdserver: can only promote a learner member which is in sync with leader"),
     "config_busy": (14, "etcdserver: unhealthy cluster"),
+    "corrupt": (15, "etcdserver: corrupt cluster"),
     "not_leader": (9, "etcdserver: not leader"),
 }
 #: gRPC code -> HTTP status.

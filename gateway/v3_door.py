@@ -422,7 +422,7 @@ class V3Request:
         """``/maintenance/status``."""
 
         def done(s: Any) -> None:
-            errors = ["NOSPACE"] if s["bytes"] > s["quota_bytes"] else []
+            errors = _alarms(s)
             self.reply(s["revision"], **lean(
                 version=self.door.etcd_version, dbSize=s["bytes"], leader=members.number_of(s["leader"]),
                 raftIndex=s["commit_index"], raftTerm=s["term"], raftAppliedIndex=s["applied_index"],
@@ -435,8 +435,8 @@ class V3Request:
         """``/maintenance/alarm``: they come and go by themselves, so only asking has an effect."""
 
         def done(s: Any) -> None:
-            full = s["bytes"] > s["quota_bytes"]
-            alarms = [{**lean(memberID=members.number_of(s["id"])), "alarm": "NOSPACE"}] if full else []
+            mine = lean(memberID=members.number_of(s["id"]))
+            alarms = [{**mine, "alarm": name} for name in _alarms(s)]
             self.bare(**lean(alarms=alarms if m["action"] == 0 else []))
 
         self.ask(Status(), done)
@@ -606,6 +606,11 @@ def _member(member: members.Member) -> dict[str, Any]:
         ID=member.number, name=member.name, peerURLs=member.peer_urls, clientURLs=member.client_urls,
         isLearner=member.learner,
     )  # fmt: skip
+
+
+def _alarms(status: dict[str, Any]) -> list[str]:
+    full = status["disk_full"] or status["bytes"] > status["quota_bytes"]
+    return (["NOSPACE"] if full else []) + (["CORRUPT"] if status["quarantine"] else [])
 
 
 def _puts(steps: list[Any]) -> bool:

@@ -45,7 +45,10 @@ class Disk(Protocol):
     ``("create", name, size)`` (filled with zeros), ``("write", name, offset, data)``,
     ``("rename", name, new_name)`` (atomically), ``("sync", name)``, ``("remove", name)``,
     ``("sync_dir",)``.  ``done(error)`` is called once; after an error later batches fail too.
+    ``full`` says that operations wait for room, and which; empty when they do not.
     """
+
+    full: str
 
     def list(self) -> list[str]:
         """Names of the files, sorted."""

@@ -404,6 +404,8 @@ Changes = list[tuple[str, str, _File | None]]
 class SimDisk:
     """The disk port: what was synced survives, what was not is at stake."""
 
+    full = ""
+
     def __init__(self, machine: SimMachine) -> None:
         self._machine = machine
         self._files: dict[str, _File] = {}

@@ -2,7 +2,9 @@
 
 ``fdatasync`` blocks for as long as the disk likes, so it never runs on the event loop:
 heartbeats do not wait for it.  After one failed operation nothing more is written: what a
-failed sync left behind is unknown, and going on would be a guess.
+failed sync left behind is unknown, and going on would be a guess.  A full disk is no such
+failure: files get their room before anything is promised on them, so the operation that
+found none is tried again until there is some, and all that comes after it waits.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,11 @@ from kernel.ports import DiskError, Operations
 
 Done = Callable[[DiskError | None], None]
 _ZEROS = bytes(1024 * 1024)
+#: Seconds between two looks at whether a full disk has room again.
+FULL_RETRY_S = 0.25
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Operations that may be repeated from the start when there was no room.
+_REPEATABLE = ("create", "write", "rename")
 
 
 class RealDisk:
@@ -32,6 +40,8 @@ class RealDisk:
         self._queue: queue.SimpleQueue[tuple[list[tuple[Any, ...]], Done] | None] = queue.SimpleQueue()
         self._handles: dict[str, int] = {}
         self._failed: DiskError | None = None
+        self._closing = False
+        self.full = ""
         self._thread = threading.Thread(target=self._serve, name="disk", daemon=True)
         self._thread.start()
 
@@ -52,6 +62,7 @@ class RealDisk:
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""
+        self._closing = True
         self._queue.put(None)
         self._thread.join(5)
 
@@ -64,7 +75,7 @@ class RealDisk:
             if self._failed is None:
                 try:
                     for operation in operations:
-                        self._execute(operation)
+                        self._perform(operation)
                 except OSError as error:
                     self._failed = self._explain(error, operation)
             try:
@@ -72,9 +83,22 @@ class RealDisk:
             except RuntimeError:  # the loop is closed: the process is ending
                 return
 
+    def _perform(self, operation: tuple[Any, ...]) -> None:
+        while True:
+            try:
+                self._execute(operation)
+            except OSError as error:
+                if error.errno not in _FULL or operation[0] not in _REPEATABLE or self._closing:
+                    raise
+                self.full = str(self._explain(error, operation))
+                time.sleep(FULL_RETRY_S)
+            else:
+                self.full = ""
+                return
+
     def _explain(self, error: OSError, operation: tuple[Any, ...]) -> DiskError:
         path = self._folder / operation[1] if len(operation) > 1 else self._folder
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             return DiskError(f"disk full: {path} could not be written ({error.strerror})")
         return DiskError(f"disk fault: {operation[0]} of {path}: {error.strerror}")
 
@@ -96,9 +120,14 @@ class RealDisk:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             handle = os.open(self._folder / operation[1], flags, 0o600)
             self._handles[operation[1]] = handle
-            for at in range(0, operation[2], len(_ZEROS)):
-                _write_all(handle, _ZEROS[: operation[2] - at], at)
-            os.fsync(handle)
+            try:
+                for at in range(0, operation[2], len(_ZEROS)):
+                    _write_all(handle, _ZEROS[: operation[2] - at], at)
+                os.fsync(handle)
+            except OSError:  # what room it got, others may need
+                self._forget(operation[1])
+                (self._folder / operation[1]).unlink(missing_ok=True)
+                raise
         elif verb == "rename":
             self._forget(operation[1])
             self._forget(operation[2])

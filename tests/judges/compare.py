@@ -29,12 +29,14 @@ PLAIN_HEADERS = (
 )  # fmt: skip
 #: Headers of which only the form is compared.
 FORMED_HEADERS = {"x-etcd-cluster-id": r"[0-9a-f]{1,16}", "x-raft-index": r"\d+", "x-raft-term": r"\d+"}
-_EXPIRATION = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
-_IN_ORDER = re.compile(r"(?<=/)\d{20}(?=/|$)")
+EXPIRATION = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+_IN_ORDER = re.compile(r"(?<=/)\d{20}(?!\d)")
 _COMPARED_INDEX = re.compile(r"\[(\d+) != (\d+)\]")
 _SPELLED = re.compile(r'"(?:\\.|[^"\\])*"')
 _V3_REVISIONS = {"revision", "create_revision", "mod_revision", "compact_revision", "rev"}
 _V3_IDS = {"cluster_id": r"\d+", "member_id": r"\d+", "raft_term": r"\d+"}
+#: A number so far above the start of an example is no index of it.
+NEAR = 10_000
 #: Leases below are named by the tests, others by the server.
 OWN_LEASES = 10**12
 
@@ -105,6 +107,13 @@ def headers_view(answer: Answer, base: int) -> dict[str, Any]:
     return dict(sorted(out.items()))
 
 
+def shape(value: Any) -> Any:
+    """Names and types: for what tells of members."""
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else type(value).__name__
+
+
 # -- v2 --------------------------------------------------------------------------------------------
 
 
@@ -113,7 +122,8 @@ def v2_cause(cause: str, base: int) -> str:
 
     def of(match: re.Match[str]) -> str:
         asked, there = int(match[1]), int(match[2])
-        return f"[{counted(asked, base) if asked >= base else asked} != {counted(there, base)}]"
+        near = base <= asked < base + NEAR
+        return f"[{counted(asked, base) if near else asked} != {counted(there, base) if there >= base else there}]"
 
     return _COMPARED_INDEX.sub(of, _IN_ORDER.sub(lambda m: f"in-order{int(m[0]) - base:+d}", cause))
 
@@ -133,7 +143,7 @@ def v2_value(value: Any, base: int, ordered: bool) -> Any:
     for name, item in value.items():
         if name in ("modifiedIndex", "createdIndex", "index") and type(item) is int:
             item = counted(item, base)
-        elif name == "expiration" and isinstance(item, str) and _EXPIRATION.fullmatch(item):
+        elif name == "expiration" and isinstance(item, str) and EXPIRATION.fullmatch(item):
             item = "a time"
         elif name == "ttl" and type(item) is int:
             item = about(item)
