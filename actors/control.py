@@ -91,6 +91,7 @@ class Control(BrainActor):
         self.router = router
         self.authority = authority
         self.version = version
+        self.saved: dict[str, bytes] = {}  # a snapshot that an operator fetches
         self._waits: list[tuple[Callable[[], Any], Promise, float, Callable[[], str]]] = []
         self._pictures: dict[bytes, Any] = {}
 
@@ -124,6 +125,10 @@ class Control(BrainActor):
             raise BadRequest(f"{command.verb}: an argument is missing or of a wrong type: {error}") from None
         except (syntax.UnitFileError, names.NameError_) as error:
             raise BadRequest(str(error)) from None
+
+    def forget_saved(self, token: str) -> None:
+        """Nobody fetched it in time, or all of it."""
+        self.saved.pop(token, None)
 
     # -- helpers ----------------------------------------------------------------------------
 

@@ -114,6 +114,11 @@ class TimeToLive:
     lease: int
 
 
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Ask: the whole state, decided up to now, as a snapshot's bytes; made in slices."""
+
+
 @wire(26)
 @dataclass(frozen=True, slots=True)
 class StateHash:

@@ -63,6 +63,7 @@ from .raft_messages import (
     Query,
     Range,
     ReadIndex,
+    Save,
     SnapshotChunk,
     StateHash,
     Status,
@@ -810,6 +811,14 @@ class RaftPeer(Actor):
             self.watch_drops += 1
 
     # -- snapshots (see ``snapshots.py``) --------------------------------------------------------------
+
+    @handles(Save)
+    def _on_save(self, _: Save) -> Promise:
+        self._refuse_in_quarantine()
+        promise = Promise()
+        nobody = Meta(0, 0, Config(frozenset()))
+        self._queue_read(lambda _: self.snapshots.build(nobody, promise.reply), promise.fail, 5.0)
+        return promise
 
     @handles(SnapshotChunk)
     def _on_snapshot_chunk(self, message: SnapshotChunk) -> Any:

@@ -15,6 +15,7 @@ from fleet.syntax import nearest
 KEYS: dict[str, type] = {
     "name": str, "data-dir": str, "transport": str, "client": list, "grpc": str, "bootstrap": bool,
     "join": list, "token": str, "metadata": dict, "role": str, "insecure": bool, "advertise": str,
+    "resync": bool,
 }  # fmt: skip
 ROLES = ("voter", "agent")
 
@@ -43,6 +44,7 @@ class HostConfig:
     role: str = "voter"
     insecure: bool = False
     advertise: str = ""
+    resync: bool = False
 
 
 def split_address(text: str, what: str, problems: list[str]) -> tuple[str, int]:

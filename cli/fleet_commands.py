@@ -53,6 +53,86 @@ def cluster_token(session: Session, role: str, ttl: int, as_json: bool) -> None:
     print_json(answer) if as_json else click.echo(answer["token"])
 
 
+@cluster.group("snapshot")
+def snapshot() -> None:
+    """Backups of the brain."""
+
+
+@snapshot.command("save")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@as_json_option
+@pass_session
+def snapshot_save(session: Session, file: Path, as_json: bool) -> None:
+    """Write the brain's whole state, as of now, to FILE."""
+    made = session.ask("cluster.snapshot")
+    temporary = file.with_name(file.name + ".part")
+    with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+        with show.progress("snapshot", made["bytes"]) as advance:
+            while out.tell() < made["bytes"]:
+                piece = session.ask("cluster.snapshot", token=made["token"], offset=out.tell())["data"]
+                out.write(piece)
+                advance(len(piece))
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, file)
+    answer = {"file": str(file), "bytes": made["bytes"]}
+    print_json(answer) if as_json else click.echo(f"{file}: {made['bytes']} bytes")
+
+
+@snapshot.command("restore")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data-dir", required=True, help="Where the new cluster's first host will live.")
+@click.option("--name", required=True)
+@click.option("--transport", default="127.0.0.1:7001", show_default=True)
+@click.option("--client", multiple=True, help="HOST:PORT for HTTP; repeatable.")
+@as_json_option
+def snapshot_restore(
+    file: Path, data_dir: str, name: str, transport: str, client: tuple[str, ...], as_json: bool
+) -> None:
+    """Found a new cluster of one host with the state in FILE; others join it with a token.
+
+    The revision jumps ahead, so that watches and caches of the old cluster notice.
+    """
+    from . import host, repair
+    from .config import HostConfig
+
+    config = HostConfig(name=name, data_dir=data_dir, transport=transport, client=list(client))
+    try:
+        answer = repair.restore(file, config)
+    except host.HostError as error:
+        die(str(error), FAILED)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{data_dir}: {answer['keys']} keys at revision {answer['revision']}; start it with")
+    click.echo(f"  argosy start --data-dir {data_dir} --name {name} --transport {transport}")
+
+
+@cluster.command("recover")
+@click.option("--data-dir", required=True, help="Of a host that survived, and is stopped.")
+@click.option("--confirm", required=True, help="That host's name, to show that it is meant.")
+@as_json_option
+def cluster_recover(data_dir: str, confirm: str, as_json: bool) -> None:
+    """Begin anew with one host after the majority is lost for good.
+
+    Refused while a majority can be reached.  Writes that only the lost hosts had are gone; the
+    old members are strangers afterwards, and join again with a token and an empty directory.
+    """
+    from . import host, repair
+
+    try:
+        answer = repair.recover(Path(data_dir).absolute(), confirm)
+    except host.HostError as error:
+        die(str(error), FAILED)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(
+            f"{answer['keys']} keys at revision {answer['revision']} (before: {answer['was']}); "
+            f"the old state lies in {answer['aside']}.  Start the host, then let others join."
+        )
+
+
 @click.group()
 def machine() -> None:
     """The machines of the fleet."""

@@ -333,6 +333,8 @@ class Host:
         while True:
             status, error = await self._ask_raft(Status())
             known = status["info"].get(machine) if error is None else None
+            if known is not None:
+                self._remember(status["info"])
             if known is not None and tuple(known) != mine:
                 await self._ask_raft(ChangeConfig("update", machine, mine))
             elif known is not None and self.membership.wants_vote:
@@ -343,6 +345,13 @@ class Host:
             elif known is not None:
                 return
             await asyncio.sleep(INTRODUCE_S)
+
+    def _remember(self, info: dict[str, Any]) -> None:
+        """Keep where the others are, for a day on which this host's own state cannot be read."""
+        others = {m: address for m, (_, address, _) in info.items() if m != self.membership.machine}
+        if others and others != self.membership.seeds:
+            self.membership.seeds = others
+            self.membership.save(self.folder)
 
     async def _ask_raft(self, message: Any) -> tuple[Any, BaseException | None]:
         answer: asyncio.Future[Any] = self.loop.create_future()
@@ -386,6 +395,11 @@ def prepare(config: HostConfig) -> tuple[Path, Membership, int]:
 def run(config: HostConfig) -> int:
     """Run one host until it is told to stop; returns the exit status."""
     folder, membership, _lock = prepare(config)
+    if config.resync:
+        from .repair import resync
+
+        aside = resync(config, folder, membership)
+        logger.warning("the old state lies in %s; it is rebuilt from the others", aside)
     if config.grpc:
         logger.warning("--grpc %s: the gRPC door is not served by version %s", config.grpc, VERSION)
     return serve(config, folder, membership)

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from actors.raft_messages import BrainUp, Query
-from brain import auth, snapshot
-from brain.raft import Config
+from brain import auth
 from brain.store import Store
 from kernel.actor import Actor, handles
 from metrics.exporter import CONTENT_TYPE, Exporter
@@ -190,11 +189,6 @@ class Gateway(Actor):
         if peer.raft is None:
             return 0, 0, 0
         return peer.raft.log.applied, peer.raft.term, peer.log_time_ms()
-
-    def save_request(self) -> Query:
-        """Ask for the whole state as a snapshot's bytes."""
-        nobody = snapshot.Meta(0, 0, Config(frozenset()))
-        return Query(lambda store: snapshot.dump(nobody, store), True, 60.0)
 
     # -- pages ---------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from actors.raft_messages import (
     KeepAlive,
     Propose,
     Query,
+    Save,
     Status,
     TimeToLive,
     TransferLeadership,
@@ -493,7 +494,7 @@ class V3Request:
                 self.send(header=self.header(), blob=b64(piece), **lean(remaining_bytes=left))
             self.request.end()
 
-        self.ask(self.door.save_request(), done)
+        self.ask(Save(), done)
 
     # -- users and roles -----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .codec import FrameError, decode, encode, pack, unpack
 from .frames import FrameReader, frame
-from .handshake import CLIENT, GUEST, Handshake, Hello
+from .handshake import CLIENT, GUEST, MACHINE, Handshake, Hello
 from .router import RemoteError
 from .tls import identity_of
 
@@ -38,12 +38,16 @@ class Client:
     """Connects to the first endpoint that answers and keeps that link."""
 
     def __init__(
-        self, endpoints: list[str], credentials: Credentials, guest: bool = False
-    ) -> None:
+        self, endpoints: list[str], credentials: Credentials, guest: bool = False,
+        machine: tuple[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """``guest``: a host that wants to join has no certificate yet.  Without an authority
-        either, it can only ask for that (and must compare it with its token's pin)."""
+        either, it can only ask for that (and must compare it with its token's pin).
+        ``machine``: (cluster, id) of a host that speaks for itself while it does not run."""
         self._endpoints = endpoints
         self._credentials = credentials
+        role = GUEST if guest else CLIENT
+        self._hello = Hello("", "", "", role, 0) if machine is None else Hello(*machine, "", MACHINE, 0)
         self._guest = guest
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
@@ -51,14 +55,14 @@ class Client:
         self._numbers = itertools.count(1)
         self.server: Hello | None = None
 
-    def ask(self, message: Any, timeout: float) -> Any:
-        """Ask the control actor; raises ``RemoteError``, ``ClientTimeout``, ``UnreachableError``."""
+    def ask(self, message: Any, timeout: float, path: str = "control") -> Any:
+        """Ask an actor (clients reach the control actor only); raises ``RemoteError``, ``ClientTimeout``, ``UnreachableError``."""
         deadline = time.monotonic() + timeout
         if self._socket is None:
             self._connect(deadline)
         assert self._socket is not None
         number = next(self._numbers)
-        request = encode([1, "control", pack(message), number, int(timeout * 1000)])
+        request = encode([1, path, pack(message), number, int(timeout * 1000)])
         try:
             self._socket.sendall(frame(request))
             while True:
@@ -101,8 +105,7 @@ class Client:
             self._socket = wrapped
             identity = identity_of(wrapped.getpeercert())
         self._reader = FrameReader()
-        role = GUEST if self._guest else CLIENT
-        self._socket.sendall(frame(Hello("", "", "", role, 0).encode()))
+        self._socket.sendall(frame(self._hello.encode()))
         payload = self._next_frame(deadline)
         hello = decode(payload)
         cluster = hello[3] if type(hello) is list and len(hello) == 8 else ""

@@ -270,13 +270,12 @@ class TcpNet:
     def send(self, machine: str, lane: int, payload: bytes) -> bool:
         """Queue a frame for a machine or a client; False if it was dropped.
 
-        A machine to which no link is kept (it became a member while this host was off, so its
+        A machine to which no link stands (it became a member while this host was off, so its
         address is not known here) is answered on the link that it opened itself.
         """
         peer = self._peers.get((machine, lane))
-        if peer is not None:
-            link = peer.link
-        else:
+        link = peer.link if peer is not None else None
+        if link is None:
             link = self._callers.get((machine, lane)) or self._clients.get(machine)
         if link is None or link.peer is None:
             return self.counters.drop("no_link")

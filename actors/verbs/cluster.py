@@ -13,12 +13,16 @@ from transport.tls import fingerprint
 
 from ..brain_client import ALIVE, MACHINES, TOKENS
 from ..control import BadRequest, Command, Control, verb
-from ..raft_messages import ChangeConfig, Query, Status, TransferLeadership
+from ..raft_messages import ChangeConfig, Query, Save, Status, TransferLeadership
 
 
 @verb("version")
 def _version(control: Control, _: dict[str, Any]) -> Any:
     return {"version": control.version, "machine": control.machine}
+
+
+#: Bytes of one piece of a snapshot for an operator, and seconds that it is kept for him.
+SNAPSHOT_PIECE_BYTES, SNAPSHOT_KEPT_S = 1024 * 1024, 120.0
 
 
 @verb("cluster.status")
@@ -185,6 +189,35 @@ def _promote(control: Control, args: dict[str, Any]) -> Promise:
     """A learner that has caught up becomes a voter (a joining host asks this for itself)."""
     promise = Promise()
     control.relay(control.raft_ref, ChangeConfig("promote", str(args["machine"])), promise)
+    return promise
+
+
+@verb("cluster.snapshot")
+def _snapshot(control: Control, args: dict[str, Any]) -> Any:
+    """The whole state, a piece at a time: the first ask makes it, the others name it."""
+    token = str(args.get("token", ""))
+    if token:
+        data = control.saved.get(token)
+        if data is None:
+            raise BadRequest("that snapshot is not kept any more; begin anew")
+        at = int(args["offset"])
+        piece = data[at : at + SNAPSHOT_PIECE_BYTES]
+        if at + len(piece) >= len(data):
+            del control.saved[token]
+        return {"data": piece}
+    promise = Promise()
+
+    def done(data: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        name = control.ports.rng.token()
+        control.saved.clear()  # one at a time
+        control.saved[name] = data
+        control.after(SNAPSHOT_KEPT_S, lambda: control.forget_saved(name))
+        promise.reply({"token": name, "bytes": len(data)})
+
+    control.ask_then(control.raft_ref, Save(), 60.0, done)
     return promise
 
 

@@ -18,8 +18,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from .compare import Difference
+from ..real.cluster import wait_until
+from .compare import Difference, differences, headers_view, v2_body, v3_body
 from .requests import (
+    FORM,
     V2,
     V3,
     Key,
@@ -34,7 +36,7 @@ from .requests import (
     worlds_v2,
     worlds_v3,
 )
-from .servers import Pair
+from .servers import Answer, Pair
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -394,3 +396,158 @@ EXAMPLES_V3 = st.lists(_STEP_V3, min_size=4, max_size=14)
 def test_v3_answers_are_etcds(pair: Pair, steps: list[V3]) -> None:
     """Ranges, puts, deletions, nested transactions, compaction, leases, watches, wrong bodies."""
     same(*play_v3(pair, steps))
+
+
+# -- open watches ----------------------------------------------------------------------------------
+
+
+def _streamed(world: World, target: str, act: Callable[[], None], last: str) -> dict[str, Any]:
+    """All lines of a v2 stream, up to the one about ``last``; the act happens when it is open."""
+    told: dict[str, Any] = {"lines": []}
+    with world.server.stream("GET", f"/v2/keys{world.folder}{target}") as stream:
+        told["head"] = [stream.status, headers_view(Answer(stream.status, stream.headers, ""), world.base)]
+        act()
+        world.server.ask("PUT", f"/v2/keys{world.folder}{last}", b"value=the+end", FORM)
+        while (line := stream.line(8.0)) is not None:
+            told["lines"].append(v2_body(line, world.base))
+            if "the end" in line:
+                return told
+    return told | {"ended": "before the last event"}
+
+
+def _do(world: World, lines: str) -> None:
+    for line in lines.split("\n"):
+        if method_target := line.split():
+            method, target, *fields = method_target
+            body = "&".join(fields).encode() or None
+            world.server.ask(method, f"/v2/keys{world.folder}{target}", body, FORM if body else {})
+
+
+_EVENTS = """
+    PUT /s/a value=one
+    PUT /s/a value=two
+    PUT /s/a?prevExist=true ttl=100 refresh=true
+    PUT /s/a?prevExist=true value=three
+    PUT /s/a?prevValue=three value=four
+    PUT /s/a?prevValue=none value=five
+    PUT /s/_h value=hidden
+    PUT /s/_d/x value=hidden
+    PUT /s/d/_x value=hidden
+    PUT /s/d/x value=1 ttl=1000
+    PUT /s/d/y value=2
+    PUT /s/e dir=true
+    PUT /s/e?prevExist=true dir=true ttl=1000
+    POST /s/q value=1
+    POST /s/q dir=true
+    DELETE /s/e?dir=true
+    DELETE /s/d?recursive=true
+    DELETE /s/a?prevValue=four
+    PUT /t value=elsewhere
+    PUT /s/f?prevExist=false value=1
+    DELETE /s/f
+    PUT /s/g/h/i value=1
+    DELETE /s/g/h?recursive=true
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "last"),
+    [
+        ("/s?wait=true&recursive=true&stream=true", "/s/z"),
+        ("/s/a?wait=true&stream=true", "/s/a"),
+        ("/s/d/x?wait=true&stream=true", "/s/d/x"),
+        ("/s/_d?wait=true&stream=true&recursive=true", "/s/_d/z"),
+        ("/s/g/h/i?wait=true&stream=true", "/s/g/h/i"),
+        ("/s/g?wait=true&stream=true&recursive=true", "/s/g/z"),
+    ],
+)
+def test_v2_streams_show_what_etcds_show(pair: Pair, target: str, last: str) -> None:
+    """A stream of a tree, of a key, of a key whose folder goes away, of what is hidden."""
+    worlds = worlds_v2(pair, next(_NUMBERS))
+    try:
+        told = [_streamed(world, target, lambda w=world: _do(w, _EVENTS), last) for world in worlds]
+    finally:
+        for world in worlds:
+            clear_v2(world)
+    left = unaccepted(f"GET {target}", differences(*told))
+    assert not left, "\n" + "\n".join(map(str, left))
+
+
+def test_v2_watches_see_what_expires(pair: Pair) -> None:
+    """A key and a folder whose time is up; the folder's own watchers, and those below it."""
+    worlds = worlds_v2(pair, next(_NUMBERS))
+
+    def act(world: World) -> None:
+        _do(world, "PUT /s/a value=one ttl=1\nPUT /s/d dir=true ttl=1\nPUT /s/d/x value=below")
+        wait_until("all to expire", lambda: _is_gone(world, "/s/a") and _is_gone(world, "/s/d"))
+
+    try:
+        for target, last in (
+            ("/s/a?wait=true&stream=true", "/s/a"), ("/s/d/x?wait=true&stream=true", "/s/d/x"),
+            ("/s/d?wait=true&stream=true&recursive=true", "/s/d/z"),
+        ):  # fmt: skip
+            told = [_streamed(world, target, lambda w=world: act(w), last) for world in worlds]
+            left = unaccepted(f"GET {target}", differences(*told))
+            assert not left, "\n" + "\n".join(map(str, left))
+            for world in worlds:
+                _do(world, "DELETE /s?recursive=true")
+    finally:
+        for world in worlds:
+            clear_v2(world)
+
+
+def _is_gone(world: World, path: str) -> bool:
+    return world.server.ask("GET", f"/v2/keys{world.folder}{path}").status == 404
+
+
+def _watched(world: World, creation: dict[str, Any], act: Callable[[], None]) -> dict[str, Any]:
+    """All events of a v3 watch, message by message, up to the key ``end``."""
+    told: dict[str, Any] = {"messages": []}
+    body = V3("watch", {"create_request": creation}).body(world)
+    with world.server.stream("POST", "/v3/watch", body) as stream:
+        while (line := stream.line(10.0)) is not None:
+            message = v3_body(line, world.base)
+            told["messages"].append(message)
+            created = message.get("result", {}).get("created")
+            message.get("result", {})["header"] = "of now"
+            if created:
+                act()
+                world.server.v3("kv/put", {"key": world.key(b"end")})
+            if world.key(b"end") in line:
+                return told
+    return told | {"ended": "before the last event"}
+
+
+@pytest.mark.parametrize("more", [{}, {"prev_kv": True, "filters": ["NODELETE"]}], ids=["all", "puts with what was"])
+def test_v3_watches_show_what_etcds_show(pair: Pair, more: dict[str, Any]) -> None:
+    """Puts, a transaction, a range that goes, a lease that is revoked and one that runs out."""
+    worlds = worlds_v3(pair, next(_NUMBERS))
+
+    def act(world: World) -> None:
+        def call(path: str, message: dict[str, Any]) -> None:
+            world.server.outcome("POST", f"/v3/{path}", V3(path, message).body(world))
+
+        call("kv/put", {"key": Key(b"a"), "value": "MQ=="})
+        call("kv/put", {"key": Key(b"a"), "value": "Mg=="})
+        call("kv/txn", {"success": [
+            {"request_put": {"key": Key(b"b"), "value": "MQ=="}}, {"request_put": {"key": Key(b"c"), "value": "MQ=="}},
+            {"request_delete_range": {"key": Key(b"a")}}, {"request_range": {"key": Key(b"b")}},
+        ]})  # fmt: skip
+        call("kv/deleterange", {"key": Key(b""), "range_end": Key(b"", plus=True)})
+        call("kv/deleterange", {"key": Key(b""), "range_end": Key(b"", plus=True)})
+        call("lease/grant", {"ID": Lease(1), "TTL": 100})
+        call("kv/put", {"key": Key(b"l"), "lease": Lease(1)})
+        call("kv/put", {"key": Key(b"m"), "lease": Lease(1)})
+        call("lease/revoke", {"ID": Lease(1)})
+        call("lease/grant", {"ID": Lease(2), "TTL": 1})
+        call("kv/put", {"key": Key(b"n"), "lease": Lease(2)})
+        wait_until("the lease to run out", lambda: "kvs" not in world.server.v3("kv/range", {"key": world.key(b"n")}).json())
+
+    creation = {"key": Key(b""), "range_end": Key(b"", plus=True)} | more
+    try:
+        told = [_watched(world, creation, lambda w=world: act(w)) for world in worlds]
+    finally:
+        for world in worlds:
+            clear_v3(world)
+    left = unaccepted("POST /v3/watch", differences(*told))
+    assert not left, "\n" + "\n".join(map(str, left))
