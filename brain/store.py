@@ -165,12 +165,8 @@ class Store:
         return result, self._fresh_events(before)
 
     def _fresh_events(self, before: int) -> list[Event]:
-        fresh: list[Event] = []
-        for event in reversed(self.events):
-            if event.revision <= before:
-                break
-            fresh.append(event)
-        fresh.reverse()
+        count = self.revision - before  # every revision is one event
+        fresh = [self.events[at] for at in range(-count, 0)]
         self._trim()
         return fresh
 
@@ -197,10 +193,12 @@ class Store:
         self.revision += 1
         digest = self.hash
         for key, item, _ in changes:
-            digest = zlib.crc32(b"%d %b" % (len(key), key), digest)
-            if item is not None:
-                digest = zlib.crc32(item.value, digest)
-                digest = zlib.crc32(b"%d %d %d %d %d" % (len(item.value), *item[1:5]), digest)
+            if item is None:
+                digest = zlib.crc32(b"%d %b" % (len(key), key), digest)
+            else:
+                value, create, mod, version, lease, _ = item
+                numbers = (len(key), key, len(value), create, mod, version, lease)
+                digest = zlib.crc32(value, zlib.crc32(b"%d %b %d %d %d %d %d" % numbers, digest))
         if note is not None and note.is_dir:
             digest = zlib.crc32(f"{note.action} {note.path} {note.expires}".encode("utf-8", "replace"), digest)
         self.hash = zlib.crc32(b"%d" % self.revision, digest)

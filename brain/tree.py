@@ -184,13 +184,16 @@ def _expiry(store: Store, ttl_ms: int | None) -> int:
 def _set(store: Store, path: str, value: bytes, ttl_ms: int | None, directory: bool) -> Outcome:
     """PUT without conditions: the key starts a new life."""
     _refuse_root(store, path)
-    _refuse_file_above(store, path)
-    if is_dir(store, path):
-        raise TreeError(102, path, store.revision)
-    if directory:
-        return _make_dir(store, path, ttl_ms, "set")
-    prev = _prev_node(store, path)
-    item = store._put(path.encode(), value, 0, _expiry(store, ttl_ms), renew=True)
+    key = path.encode()
+    known = store.live.get(key)
+    if known is None or directory:
+        _refuse_file_above(store, path)
+        if is_dir(store, path):
+            raise TreeError(102, path, store.revision)
+        if directory:
+            return _make_dir(store, path, ttl_ms, "set")
+    prev = file_node(path, known) if known is not None else None
+    item = store._put(key, value, 0, _expiry(store, ttl_ms), renew=True)
     store._note = TreeNote("set", path)
     return Outcome("set", file_node(path, item), prev, store._commit())
 

@@ -64,6 +64,8 @@ class Gateway(Actor):
         self._task: Any = None
         self._threads = ThreadPoolExecutor(PASSWORD_THREADS, "passwords")
         self.cluster_id = cluster[:16]
+        fixed = {**CORS, "Content-Type": "application/json", "X-Etcd-Cluster-Id": self.cluster_id}
+        self._keys_head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
         self.secure = secure
         self.started_ms = int(time.time() * 1000)
         self.server = HttpServer(self._dispatch)
@@ -138,8 +140,7 @@ class Gateway(Actor):
 
     def ask(self, message: Any, then: Callable[[Any, BaseException | None], None]) -> None:
         """Ask the brain; the reply comes on the loop thread."""
-        future = self._raft.ask(message, block=False)
-        future.on_done(lambda f: then(f.value, f.error))
+        self._raft.ask_back(message, then)
 
     def tell(self, message: Any) -> None:
         """Tell the brain."""
@@ -173,6 +174,12 @@ class Gateway(Actor):
         if raft is not None:
             out["X-Raft-Index"], out["X-Raft-Term"] = str(raft[0]), str(raft[1])
         return out
+
+    def keys_head(self, revision: int, index: int, term: int) -> bytes:
+        """The same with all of them, rendered."""
+        return b"%bX-Etcd-Index: %d\r\nX-Raft-Index: %d\r\nX-Raft-Term: %d\r\n" % (
+            self._keys_head, revision, index, term,
+        )  # fmt: skip
 
     def v3_header(self, revision: int | None) -> dict[str, Any]:
         """etcd v3's header of an answer; ``revision`` None is the store's now."""

@@ -35,11 +35,14 @@ REASONS = {
 }  # fmt: skip
 
 
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {text}\r\n".encode() for status, text in REASONS.items()}
+
+
 class Request:
     """One request, and the means to answer it once."""
 
     __slots__ = (
-        "_answered", "_chunked", "_connection", "body", "headers", "keep_alive", "method",
+        "_answered", "_chunked", "_connection", "_headers", "body", "keep_alive", "method",
         "on_close", "on_drain", "path", "query",
     )  # fmt: skip
 
@@ -50,11 +53,24 @@ class Request:
         self.method = ""
         self.path = ""
         self.query = ""
-        self.headers: dict[str, str] = {}
+        self._headers: dict[bytes, bytes] = {}
         self.body = b""
         self.keep_alive = True
         self.on_close: Callable[[], None] | None = None
         self.on_drain: Callable[[], None] | None = None
+
+    def header(self, name: str) -> str:
+        """A header of the request by its lower-case name; empty when it was not sent."""
+        return self._headers.get(name.encode(), b"").decode("latin-1")
+
+    def answer_with(self, status: int, head: bytes, body: bytes) -> None:
+        """:meth:`answer` with header lines that are rendered already."""
+        if self._answered:
+            return
+        self._answered = True
+        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        data = b"%b%b%bContent-Length: %d\r\n\r\n" % (_STATUS_LINES[status], head, close, len(body))
+        self._connection.finish(self, data if self.method == "HEAD" else data + body)
 
     def answer(
         self, status: int, body: bytes = b"", content_type: str = "application/json",
@@ -185,7 +201,7 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head(len(name) + len(value))
         assert self._request is not None
-        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._request._headers[name.lower()] = value  # noqa: SLF001
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -194,7 +210,7 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         assert self._request is not None
-        if self._request.headers.get("expect", "").lower() == "100-continue":
+        if self._request.header("expect").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:

@@ -31,6 +31,7 @@ MESSAGES_FORM = {
 HTTP_STATUS = {
     100: 404, 101: 412, 102: 403, 105: 412, 108: 403, 110: 401, 300: 503, 301: 503,
 }  # fmt: skip
+_quoted = json.encoder.encode_basestring
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
 #: Highest TTL, in seconds: beyond it the year has five digits.
@@ -51,15 +52,25 @@ class Form:
 
     def __init__(self, query: str, body: bytes, content_type: str) -> None:
         self._values: dict[str, str] = {}
-        texts = [query]
-        if body and content_type.startswith("application/x-www-form-urlencoded"):
-            texts.insert(0, body.decode("utf-8", "surrogateescape"))
         try:
-            for text in texts:
-                for name, value in parse_qsl(text, True, errors="surrogateescape"):
-                    self._values.setdefault(name, value)
+            if body and content_type.startswith("application/x-www-form-urlencoded"):
+                self._read(body.decode("utf-8", "surrogateescape"))
+            if query:
+                self._read(query)
         except ValueError as error:
             raise FormError(210, str(error)) from None
+
+    def _read(self, text: str) -> None:
+        if "%" in text or "+" in text:
+            pairs = parse_qsl(text, True, errors="surrogateescape")
+        else:  # nothing is quoted: most forms are so
+            pairs = [(pair.partition("=")[0], pair.partition("=")[2]) for pair in text.split("&") if pair]
+        for name, value in pairs:
+            self._values.setdefault(name, value)
+
+    def is_only(self, name: str) -> bool:
+        """Whether this field was given and no other."""
+        return len(self._values) == 1 and name in self._values
 
     def has(self, name: str) -> bool:
         """Whether the field was given, even if empty."""
@@ -99,11 +110,18 @@ class Form:
 
 def path_of(url_path: str) -> str:
     """The key path of ``/v2/keys/...``."""
-    return clean(unquote(url_path[len("/v2/keys") :], errors="surrogateescape"))
+    path = url_path[len("/v2/keys") :]
+    if "%" in path:
+        path = unquote(path, errors="surrogateescape")
+    if "//" in path or "/." in path or not path or path[-1] == "/":
+        return clean(path)
+    return path
 
 
 def command_of(method: str, path: str, form: Form) -> list[Any]:
     """The store's command for a PUT, POST or DELETE; raises :class:`FormError`."""
+    if method == "PUT" and form.is_only("value"):
+        return ["v2_set", path, form.text("value").encode("utf-8", "surrogateescape"), None, False]
     for name in ("wait",):
         if form.flag(name):
             raise FormError(209, '"wait" can only be used with GET requests')
@@ -152,7 +170,10 @@ def _put(
 
 def dumps(value: Any) -> bytes:
     """JSON as Go writes it: one line, ``<>&`` escaped."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _escaped(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+
+
+def _escaped(text: str) -> bytes:
     if "<" in text or ">" in text or "&" in text or "\u2028" in text or "\u2029" in text:
         text = (
             text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -207,6 +228,33 @@ def outcome_json(outcome: Outcome, now_ms: int, no_value: bool) -> dict[str, Any
     if outcome.prev is not None:
         out["prevNode"] = node_json(outcome.prev, now_ms)
     return out
+
+
+def outcome_body(outcome: Outcome, now_ms: int, no_value: bool) -> bytes:
+    """:func:`outcome_json` as bytes; what most writes answer is put together by hand."""
+    node, prev = outcome.node, outcome.prev
+    plain = node.value is not None and not node.expires and (prev is None or not prev.expires)
+    if no_value or not plain or (prev is not None and prev.value is None):
+        return dumps(outcome_json(outcome, now_ms, no_value))
+    text = f'{{"action":"{outcome.action}","node":{_file_text(node)}'
+    if prev is not None:
+        text += f',"prevNode":{_file_text(prev)}'
+    return _escaped(text + "}")
+
+
+def get_body(node: Node, now_ms: int) -> bytes:
+    """The answer to a GET."""
+    if node.value is None or node.expires or node.path == "/":
+        return dumps({"action": "get", "node": node_json(node, now_ms)})
+    return _escaped(f'{{"action":"get","node":{_file_text(node)}}}')
+
+
+def _file_text(node: Node) -> str:
+    value = node.value.decode("utf-8", "replace") if node.value else ""
+    return (
+        f'{{"key":{_quoted(node.path)},"value":{_quoted(value)},"modifiedIndex":{node.modified},'
+        f'"createdIndex":{node.created}}}'
+    )
 
 
 def outcome_status(outcome: Outcome) -> int:

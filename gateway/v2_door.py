@@ -38,7 +38,7 @@ _COUNTED = {
 
 def identify(door: Any, request: Request, then: Callable[[bool, str | None], None]) -> None:
     """``then(known, user)``: who asks by Basic authentication; nobody in particular is known too."""
-    header = request.headers.get("authorization", "")
+    header = request.header("authorization")
     if not door.access.book().enabled or not header:
         then(True, None)
         return
@@ -75,7 +75,7 @@ class KeysRequest:
         request = self.request
         try:
             self.path = v2.path_of(request.path)
-            self.form = Form(request.query, request.body, request.headers.get("content-type", ""))
+            self.form = Form(request.query, request.body, request.header("content-type"))
             key = self.path.encode("utf-8")  # a key of the tree is text
             if (key + b"/").startswith(OWN_PREFIX):
                 raise FormError(110, "keys below /_argosy are Argosy's own")
@@ -130,9 +130,9 @@ class KeysRequest:
                 self.fail(error)
                 return
             index, term, now_ms = self.door.raft_position()
-            body = v2.dumps(v2.outcome_json(outcome, now_ms, no_value))
-            headers = self.door.headers(outcome.index, (index, term))
-            self.request.answer(v2.outcome_status(outcome), body, headers=headers)
+            body = v2.outcome_body(outcome, now_ms, no_value)
+            head = self.door.keys_head(outcome.index, index, term)
+            self.request.answer_with(v2.outcome_status(outcome), head, body)
 
         grows = command[0] not in ("v2_delete", "v2_cad")
         self.door.ask(Propose(command, REQUEST_S_MAX, bounded=grows), done)
@@ -159,8 +159,8 @@ class KeysRequest:
                 return
             revision, node = answer
             applied, term, now_ms = self.door.raft_position()
-            body = v2.dumps({"action": "get", "node": v2.node_json(node, now_ms)})
-            self.request.answer(200, body, headers=self.door.headers(revision, (applied, term)))
+            body = v2.get_body(node, now_ms)
+            self.request.answer_with(200, self.door.keys_head(revision, applied, term), body)
 
         self.door.ask(Query(read, quorum, REQUEST_S_MAX), done)
 
@@ -280,7 +280,7 @@ class AdminRequest:
         self.door.ask(message, done)
 
     def _json(self, reads: str) -> dict[str, Any]:
-        content = self.request.headers.get("content-type", "").split(";")[0].strip()
+        content = self.request.header("content-type").split(";")[0].strip()
         if reads == "members" and content != "application/json":
             raise MemberError(415, 3, f"Bad Content-Type {content}, accept application/json")
         try:

@@ -88,7 +88,7 @@ class V3Request:
         book = self.door.access.book()
         if not book.enabled or path in ("/auth/authenticate", "/auth/status"):
             return
-        token = self.request.headers.get("authorization", "")
+        token = self.request.header("authorization")
         if token:
             self.user = self.door.access.user_of(token)
             if self.user is None:

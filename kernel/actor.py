@@ -7,6 +7,8 @@ never blocks: time comes from :meth:`Actor.after`, answers from :meth:`Actor.ask
 from __future__ import annotations
 
 import itertools
+import logging
+import sys
 import threading
 import uuid
 import weakref
@@ -22,6 +24,8 @@ from .dispatch import Cancellable, default_dispatcher
 from .future import Future
 from .mailbox import Killed, Mailbox, MailboxFullError, Promise
 from .supervision import spawning
+
+logger = logging.getLogger("argosy.actor")
 
 if TYPE_CHECKING:
     from .system import System
@@ -109,6 +113,27 @@ def _index_registry() -> None:
 _index_registry()
 
 
+class _Back:
+    """Takes an answer where a future would."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[Any, BaseException | None], None]) -> None:
+        self._then = then
+
+    def set(self, value: Any = None) -> None:
+        self._call(value, None)
+
+    def set_exception(self, exc_info: Any = None) -> None:
+        self._call(None, (exc_info or sys.exc_info())[1])
+
+    def _call(self, value: Any, error: BaseException | None) -> None:
+        try:
+            self._then(value, error)
+        except Exception:  # its owner's fault, not that of the actor which answers
+            logger.exception("a callback of an ask failed")
+
+
 class Ref(pykka.ActorRef[Any]):
     """A reference to a local actor; stays valid over restarts of the actor behind it."""
 
@@ -154,6 +179,17 @@ class Ref(pykka.ActorRef[Any]):
         else:
             mailbox.push(Envelope(message, future))
         return future.get(timeout=timeout) if block else future
+
+    def ask_back(self, message: Any, then: Callable[[Any, BaseException | None], None]) -> None:
+        """Send, and have ``then(value, error)`` called once, on the thread of whoever answers.
+
+        For callers that are at home on that thread: no future is made and nothing is handed over.
+        """
+        mailbox = self._mailbox
+        if mailbox.closed:
+            then(None, ActorDeadError(f"{self} not found"))
+        else:
+            mailbox.push(Envelope(message, _Back(then)))  # type: ignore[arg-type]
 
     def kill(self) -> None:
         """Crash the actor as a bug would; its supervisor decides what follows."""

@@ -430,12 +430,14 @@ def test_v3_keys_that_no_path_can_name_do_not_disturb_the_tree(store: Store) -> 
 
 
 def test_a_v3_key_below_a_v3_key_is_outside_the_tree(store: Store) -> None:
-    """v2 sees the file; what v3 has put under it stays v3's."""
+    """v2 lists the file alone; what v3 has put under it v2 knows by name only, and adds nothing there."""
     store.apply(0, ["put", b"/a", b"file"])
     store.apply(0, ["put", b"/a/b", b"below"])
     assert tree.get(store, "/a").value == b"file"
     assert names(tree.get(store, "/")) == ["/a"]
-    assert refused(store, "v2_set", "/a/b", b"", None, False) == (104, "/a")
+    assert tree.get(store, "/a/b").value == b"below"
+    assert put(store, "/a/b", b"changed").prev.value == b"below"  # type: ignore[union-attr]
+    assert refused(store, "v2_set", "/a/c", b"", None, False) == (104, "/a")
 
 
 def test_a_write_by_v3_ends_the_ttl_of_v2(store: Store) -> None:

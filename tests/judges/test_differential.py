@@ -108,11 +108,16 @@ def same(asked: list[str], found: list[Difference]) -> None:
         pytest.fail("\n".join(["", *asked, *(f"    {d}" for d in found)]), pytrace=False)
 
 
+def _often(*strategies: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """One of these, as often as their numbers say (``one_of`` counts each once)."""
+    return st.sampled_from([s for times, s in strategies for _ in range(times)]).flatmap(lambda chosen: chosen)
+
+
 # -- v2 --------------------------------------------------------------------------------------------
 
 #: Below the example's folder; files and directories get in each other's way.
-_PATHS = ("/a", "/a", "/b", "/b", "/d", "/d", "/d/x", "/d/y", "/d/e/f", "/a/b", "/q", "/_h", "/d/_z", "/_h/y",
-          "", "/")  # fmt: skip
+_PATHS = ("/a", "/a", "/a", "/b", "/b", "/d", "/d", "/d/x", "/d/x", "/d/e/f", "/a/b", "/q", "/_h", "/d/_z", "/new",
+          "/e", "")  # fmt: skip
 _ODD_PATHS = ("/a/", "//a", "/d/../a", "/./a", "/d%2Fx", "/s%20p", "/%C3%A9", "/a.b", "/a%00b", "/%FF", "/a+b", "/_",
               "/d/x/", "/..a", "/a%3Fb")  # fmt: skip
 _VALUES = ("one", "two", "one", "two", "", "x y", '<&>"\\', "é✓\u2028", "a" * 300, "+%41", "tab\there")
@@ -141,7 +146,21 @@ _ANY_FIELD = st.sampled_from(sorted(_GOOD.keys() | _BAD.keys())).flatmap(
         st.one_of(*([_GOOD[name]] if name in _GOOD else []), *([st.sampled_from(_BAD[name])] if name in _BAD else [])),
     )
 )
-_PATH = st.one_of(st.sampled_from(_PATHS), st.sampled_from(_PATHS), st.sampled_from(_PATHS), st.sampled_from(_ODD_PATHS))
+_PATH = _often((6, st.sampled_from(_PATHS)), (1, st.sampled_from(_ODD_PATHS)))
+#: How examples begin, so that there is something to find.
+_PRELUDES_V2: tuple[tuple[V2, ...], ...] = (
+    (), (V2("PUT", "/a", (), (("value", "one"),)), V2("PUT", "/b", (), (("value", "two"), ("ttl", "100")))),
+    (
+        V2("PUT", "/a", (), (("value", "one"),)), V2("PUT", "/d/x", (), (("value", "one"),)),
+        V2("PUT", "/d/e/f", (), (("value", "two"),)), V2("PUT", "/d/_z", (), (("value", "two"),)),
+        V2("PUT", "/b", (), (("value", "two"),)), V2("PUT", "/b", (("prevValue", "two"),), (("value", "one"),)),
+    ),
+    (
+        V2("PUT", "/a", (), (("value", "two"), ("ttl", "1000"))), V2("PUT", "/e", (), (("dir", "true"),)),
+        V2("PUT", "/d", (), (("dir", "true"), ("ttl", "1000"))), V2("PUT", "/d/x", (("prevExist", "false"),), (("value", "two"),)),
+        V2("POST", "/q", (), (("value", "one"),)), V2("POST", "/q", (), (("dir", "true"),)),
+    ),
+)  # fmt: skip
 
 
 def _some(names: str) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
@@ -154,7 +173,7 @@ def _some(names: str) -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
 def _writes_v2(draw: st.DrawFn) -> V2:
     """A PUT that makes sense, its conditions in the query and the rest anywhere."""
     path = draw(_PATH)
-    conditions = draw(_some("prevValue prevIndex prevExist prevExist noValueOnSuccess"))
+    conditions = draw(_often((1, st.just(())), (1, _some("prevValue prevIndex prevExist prevExist noValueOnSuccess"))))
     rest = draw(st.sampled_from(("value", "value", "value", "dir", "ttl value", "ttl dir", "ttl refresh", "none")))
     body = tuple((n, draw(_GOOD[n])) for n in rest.split() if n in _GOOD)
     if draw(st.booleans()):
@@ -165,7 +184,7 @@ def _writes_v2(draw: st.DrawFn) -> V2:
 _POSTS = st.builds(V2, st.just("POST"), _PATH, _some("value value ttl dir"), _some("value value ttl dir noValueOnSuccess"))
 _DELETES = st.builds(
     V2, st.just("DELETE"), _PATH, _some("recursive recursive dir prevValue prevIndex prevExist"),
-    st.one_of(st.just(()), st.just(()), _some("recursive dir prevValue")),
+    _often((3, st.just(())), (1, _some("recursive dir prevValue"))),
 )  # fmt: skip
 _READS = st.builds(V2, st.sampled_from(("GET", "GET", "GET", "HEAD")), _PATH, _some("recursive recursive sorted quorum"))
 _WAITS = st.builds(
@@ -201,13 +220,13 @@ _ODD_V2 = st.sampled_from((
     V2("GET", "/v2/auth/users/none", whole=True), V2("GET", "/v2/auth/none", whole=True),
     V2("GET", "/v2/auth/enable", whole=True), V2("HEAD", "/version", whole=True),
 ))  # fmt: skip
-_STEP_V2 = st.one_of(
-    _writes_v2(), _writes_v2(), _writes_v2(), _POSTS, _DELETES, _DELETES, _READS, _READS, _WAITS, _WILD, _WILD, _ODD_V2
+_STEP_V2 = _often((6, _writes_v2()), (1, _POSTS), (3, _DELETES), (4, _READS), (1, _WAITS), (2, _WILD), (1, _ODD_V2))
+EXAMPLES_V2 = st.builds(
+    lambda prelude, steps: [*prelude, *steps], st.sampled_from(_PRELUDES_V2), st.lists(_STEP_V2, min_size=5, max_size=14)
 )
-EXAMPLES_V2 = st.lists(_STEP_V2, min_size=4, max_size=14)
 
 
-@settings(_FUZZ, max_examples=180)
+@settings(_FUZZ, max_examples=200)
 @given(steps=EXAMPLES_V2)
 def test_v2_answers_are_etcds(pair: Pair, steps: list[V2]) -> None:
     """Files, directories, conditions, TTLs, order, hidden keys, waiting in the past, bad fields."""
@@ -287,7 +306,7 @@ def _compare(draw: st.DrawFn) -> dict[str, Any]:
         ("MOD", "mod_revision", st.one_of(_PAST, st.just(0))), ("VALUE", "value", _VALUE), ("LEASE", "lease", _LEASE),
         (0, "version", st.just("0")),
     )))  # fmt: skip
-    where = draw(_ranges()) if draw(st.integers(0, 3)) == 0 else {"key": draw(_KEY)}
+    where = draw(_often((3, st.builds(lambda key: {"key": key}, _KEY)), (1, _ranges())))
     out = {"target": target, **where, name: draw(operand)}
     return out | ({"result": draw(_RESULT)} if draw(st.booleans()) else {})
 
@@ -315,7 +334,7 @@ def _transaction(draw: st.DrawFn, depth: int = 2) -> dict[str, Any]:
 @st.composite
 def _grant(draw: st.DrawFn) -> dict[str, Any]:
     ttl = st.sampled_from((60, "60", 100, 1000, 0, 1, 2, -1, 9000000000, 9000000001))
-    return _message(draw, {"TTL": ttl, "ID": st.one_of(_LEASE, _LEASE, _LEASE, st.sampled_from((0, "0")))}, {"ID": _LEASE}, 0)
+    return _message(draw, {"TTL": ttl, "ID": _often((3, _LEASE), (1, st.sampled_from((0, "0"))))}, {"ID": _LEASE}, 0)
 
 
 @st.composite
@@ -340,8 +359,7 @@ def _calls(path: str, messages: st.SearchStrategy[dict[str, Any]]) -> st.SearchS
 
 _PUTS_V3 = _calls("kv/put", _put_request())
 _LEASES = st.one_of(
-    _calls("lease/grant", _grant()), _calls("lease/grant", _grant()),
-    _calls("lease/revoke", st.builds(lambda lease: {"ID": lease}, _LEASE)),
+    _calls("lease/grant", _grant()), _calls("lease/revoke", st.builds(lambda lease: {"ID": lease}, _LEASE)),
     _calls("kv/lease/revoke", st.builds(lambda lease: {"ID": lease}, _LEASE)),
     _calls("lease/timetolive", st.builds(lambda lease, keys: {"ID": lease, "keys": keys}, _LEASE, st.booleans())),
     _calls("kv/lease/timetolive", st.builds(lambda lease: {"ID": lease}, _LEASE)),
@@ -382,16 +400,30 @@ _ODD_V3 = st.one_of(
         V3("cluster/member/update", {"ID": "5", "peerURLs": ["http://127.0.0.1:1"]}),
     )),
 )  # fmt: skip
-_STEP_V3 = st.one_of(
-    _PUTS_V3, _PUTS_V3, _PUTS_V3, _calls("kv/range", _range_request()), _calls("kv/range", _range_request()),
-    _calls("kv/deleterange", _delete_request()), _calls("kv/txn", _transaction()), _calls("kv/txn", _transaction()),
-    _calls("kv/compaction", st.builds(lambda revision: {"revision": revision}, _REV)), _LEASES, _LEASES,
-    st.builds(V3, st.just("watch"), _watch_request()), _ODD_V3,
+_STEP_V3 = _often(
+    (4, _PUTS_V3), (4, _calls("kv/range", _range_request())), (2, _calls("kv/deleterange", _delete_request())),
+    (5, _calls("kv/txn", _transaction())), (3, _LEASES), (2, st.builds(V3, st.just("watch"), _watch_request())),
+    (1, _calls("kv/compaction", st.builds(lambda revision: {"revision": revision}, _REV))), (2, _ODD_V3),
 )  # fmt: skip
-EXAMPLES_V3 = st.lists(_STEP_V3, min_size=4, max_size=14)
+_PRELUDES_V3: tuple[tuple[V3, ...], ...] = (
+    (), (V3("kv/put", {"key": Key(b"a"), "value": "MQ=="}), V3("kv/put", {"key": Key(b"a"), "value": "Mg=="})),
+    (
+        V3("kv/put", {"key": Key(b"b"), "value": "MQ=="}), V3("lease/grant", {"ID": Lease(0), "TTL": 60}),
+        V3("kv/put", {"key": Key(b"a"), "value": "Mg==", "lease": Lease(0)}), V3("kv/put", {"key": Key(b"c"), "value": "MQ=="}),
+        V3("kv/put", {"key": Key(b"b"), "value": "Mg=="}), V3("kv/put", {"key": Key(b"a/b"), "value": "Mw==", "lease": Lease(0)}),
+    ),
+    (
+        V3("lease/grant", {"ID": Lease(1), "TTL": 100}), V3("kv/put", {"key": Key(b"a"), "value": "MQ=="}),
+        V3("kv/put", {"key": Key(b"b"), "value": "MQ==", "lease": Lease(1)}), V3("kv/deleterange", {"key": Key(b"a")}),
+        V3("kv/put", {"key": Key(b"a"), "value": "Mg=="}), V3("kv/compaction", {"revision": Rev(2)}),
+    ),
+)  # fmt: skip
+EXAMPLES_V3 = st.builds(
+    lambda prelude, steps: [*prelude, *steps], st.sampled_from(_PRELUDES_V3), st.lists(_STEP_V3, min_size=5, max_size=14)
+)
 
 
-@settings(_FUZZ, max_examples=180)
+@settings(_FUZZ, max_examples=200)
 @given(steps=EXAMPLES_V3)
 def test_v3_answers_are_etcds(pair: Pair, steps: list[V3]) -> None:
     """Ranges, puts, deletions, nested transactions, compaction, leases, watches, wrong bodies."""
