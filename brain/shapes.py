@@ -113,4 +113,7 @@ def fits(name: str, arguments: list[Any]) -> bool:
     checks, optional_count = SHAPES[name]
     if not len(checks) - optional_count <= len(arguments) <= len(checks):
         return False
-    return all(check(argument) for check, argument in zip(checks, arguments, strict=False))
+    for check, argument in zip(checks, arguments, strict=False):  # noqa: SIM110 - a hot path
+        if not check(argument):
+            return False
+    return True
