@@ -174,6 +174,7 @@ class RaftPeer(Actor):
         self._leases = LeaseKeeper()
         self._log_clock = LogClock()
         self._expiring = False
+        self._compacting = False
         self._last_tick = 0.0
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
@@ -278,6 +279,7 @@ class RaftPeer(Actor):
         self.raft.tick()
         if self.raft.role is Role.LEADER:
             self._expire()
+            self._make_room()
             self._yield_if_stalled(now)
         self._fail_overdue(now)
         self.kick()
@@ -625,8 +627,20 @@ class RaftPeer(Actor):
                 self._expiring = True
                 self._propose_own(["expire"], self._expired)
 
+    def _make_room(self) -> None:
+        """Over the quota only because of history: that goes first, and the alarm with it."""
+        store, quota = self.store, self.settings.quota_bytes
+        if store.size > quota >= store.bytes_live and store.events and not self._compacting:
+            self._compacting = True
+
+            def compacted() -> None:
+                self._compacting = False
+
+            self._propose_own(["compact", store.revision], compacted)
+
     def _expired(self) -> None:
         self._expiring = False
+        self._compacting = False
 
     def _propose_own(self, command: list[Any], after: Callable[[], None]) -> None:
         promise = self._on_propose(Propose(command, 5.0, self.raft.term))
@@ -946,6 +960,7 @@ class RaftPeer(Actor):
         self._taken.clear()
         leading = raft.role is Role.LEADER
         self._expiring = False
+        self._compacting = False
         if leading:
             held = ((lease, entry.ttl_ms) for lease, entry in self.store.leases.items())
             self._leases.lead(held, self.now())

@@ -10,12 +10,23 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from .store import OWN_PREFIX, Item, Store, StoreError, operation, prefix_end
+from .store import (
+    HISTORY_REVISIONS_MIN,
+    OWN_PREFIX,
+    Item,
+    Store,
+    StoreError,
+    operation,
+    prefix_end,
+)
 
 #: Operations, or comparisons, in one level of a transaction.
 TXN_OPERATIONS_MAX = 128
 #: How deep transactions may nest.
 TXN_DEPTH_MAX = 4
+#: Most revisions of history, and least age (ms), that a cluster may be told to keep.
+HISTORY_REVISIONS_MAX = 1_000_000
+HISTORY_AGE_MS_MIN = 60_000
 OWN_END = prefix_end(OWN_PREFIX)
 SORT_TARGETS = {"key": None, "version": 3, "create": 1, "mod": 2, "value": 0}
 
@@ -297,3 +308,16 @@ def _compact(store: Store, revision: int) -> dict[str, Any]:
         raise StoreError("compacted", f"revision {revision} has been compacted")
     store._forget_until(revision)
     return {"compacted": store.compacted}
+
+
+@operation("history")
+def _history(store: Store, revisions: int, age_ms: int) -> dict[str, Any]:
+    """How much past the cluster keeps: at most ``revisions``, and none older than ``age_ms``."""
+    if not HISTORY_REVISIONS_MIN <= revisions <= HISTORY_REVISIONS_MAX:
+        limits = f"{HISTORY_REVISIONS_MIN} to {HISTORY_REVISIONS_MAX}"
+        raise StoreError("history", f"history holds {limits} revisions, not {revisions}")
+    if age_ms < HISTORY_AGE_MS_MIN:
+        raise StoreError("history", f"history reaches back {HISTORY_AGE_MS_MIN // 1000} seconds at least")
+    store.history_revisions, store.history_age_ms = revisions, age_ms
+    store._trim()
+    return {"revisions": revisions, "age_ms": age_ms}

@@ -96,6 +96,7 @@ SHAPES: dict[str, tuple[tuple[Check, ...], int]] = {
     "lease_grant": ((number, whole), 0),
     "lease_revoke": ((each(number),), 0),
     "compact": ((whole,), 0),
+    "history": ((number, number), 0),
     "lock": ((text, text, table), 0),
     "auth": ((text, table), 0),
     "expire": ((), 0),

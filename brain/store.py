@@ -21,7 +21,7 @@ from sortedcontainers import SortedDict
 from . import locks, shapes
 from .image import Image
 
-#: Revisions kept for reads and watches that start in the past.
+#: Revisions kept for reads and watches that start in the past, unless the cluster was told otherwise.
 HISTORY_REVISIONS = 10_000
 #: Log time (ms) after which history is forgotten, and how many revisions are kept even so.
 HISTORY_AGE_MS = 3_600_000
@@ -129,6 +129,8 @@ class Store:
         self.hash = 0
         self.bytes_live = 0
         self.bytes_history = 0
+        self.history_revisions = HISTORY_REVISIONS
+        self.history_age_ms = HISTORY_AGE_MS
         self.expired = 0  # keys and directories that outlived their TTL, since this peer started
         self.live: SortedDict[bytes, Item] = SortedDict()
         self.history: dict[bytes, deque[tuple[int, Item | None]]] = {}
@@ -173,8 +175,8 @@ class Store:
     def _trim(self) -> None:
         """Compaction by count, bytes and age; by log time, so that every peer forgets alike."""
         events = self.events
-        old = self.log_time_ms - HISTORY_AGE_MS
-        while len(events) > HISTORY_REVISIONS or self.bytes_history > HISTORY_BYTES or (
+        old = self.log_time_ms - self.history_age_ms
+        while len(events) > self.history_revisions or self.bytes_history > HISTORY_BYTES or (
             len(events) > HISTORY_REVISIONS_MIN and events[0].at_ms < old
         ):  # fmt: skip
             self._forget_oldest()
@@ -449,7 +451,8 @@ class Store:
         for record in records:
             kind = record[0]
             if kind == "head":
-                self.revision, self.compacted, self.log_time_ms, self.hash = record[1:]
+                self.revision, self.compacted, self.log_time_ms, self.hash = record[1:5]
+                self.history_revisions, self.history_age_ms = record[5:]
             elif kind == "leases":
                 self.leases.update((lease, Lease(ttl_ms)) for lease, ttl_ms in record[1])
             elif kind == "dirs":

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import logging
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from urllib.parse import urlsplit
 
 from actors.control import Command
 from actors.raft_peer import TICK_S, PeerSettings
+from brain.kv import HISTORY_AGE_MS_MIN
 from brain.raft import Settings
+from brain.store import HISTORY_AGE_MS, HISTORY_REVISIONS, HISTORY_REVISIONS_MIN
 from gateway.door import ETCD_VERSION
 from transport.client import Client, ClientTimeout, Credentials, UnreachableError
 from transport.router import RemoteError
@@ -49,7 +52,6 @@ FLAGS: tuple[tuple[str, str, str], ...] = (
     ("quota-backend-bytes", "", "size of the store at which writes are refused"),
     ("auto-compaction-retention", "", "history that is kept: a duration, or revisions"),
     ("auto-compaction-mode", "periodic", "periodic or revision"),
-    ("max-request-bytes", "", "largest request"),
     ("log-level", "info", "debug, info, warn, error"),
 )
 #: Accepted without effect: what they ask for is always so here, or says nothing to Argosy.
@@ -57,7 +59,7 @@ PASSED_OVER = (
     "enable-v2", "enable-grpc-gateway", "enable-pprof", "pre-vote", "strict-reconfig-check", "logger",
     "log-outputs", "log-output", "debug", "max-txn-ops", "max-snapshots", "max-wals", "proxy", "cors",
     "host-whitelist", "metrics", "listen-metrics-urls", "initial-election-tick-advance", "wal-dir",
-    "backend-batch-limit", "backend-batch-interval", "grpc-keepalive-min-time", "grpc-keepalive-interval",
+    "max-request-bytes", "backend-batch-limit", "backend-batch-interval", "grpc-keepalive-min-time", "grpc-keepalive-interval",
     "grpc-keepalive-timeout", "experimental-initial-corrupt-check", "experimental-corrupt-check-time",
     "unsafe-no-fsync", "discovery-fallback", "auth-token", "bcrypt-cost",
 )  # fmt: skip
@@ -131,8 +133,27 @@ def peer_settings(flags: argparse.Namespace, seeds: dict[str, str]) -> PeerSetti
     except ValueError as error:
         raise HostError(f"--election-timeout: {error} (a tick is {TICK_S * 1000:g} ms)") from None
     settings = PeerSettings(raft=raft, seeds=tuple(seeds.items()))
-    entries = _number(flags, "snapshot-count")
-    return replace(settings, snapshot_entries=entries) if entries else settings
+    entries, quota = _number(flags, "snapshot-count"), _number(flags, "quota-backend-bytes")
+    if entries:
+        settings = replace(settings, snapshot_entries=entries)
+    return replace(settings, quota_bytes=quota) if quota else settings
+
+
+def history_of(flags: argparse.Namespace) -> list[Any] | None:
+    """The command that ``--auto-compaction-retention`` stands for; None without it."""
+    text, mode = flags.auto_compaction_retention, flags.auto_compaction_mode
+    if not text or text == "0":
+        return None
+    if mode == "revision":
+        revisions = _number(flags, "auto-compaction-retention")
+        return ["history", max(revisions, HISTORY_REVISIONS_MIN), HISTORY_AGE_MS]
+    if mode != "periodic":
+        raise HostError(f"--auto-compaction-mode: periodic or revision, not {mode!r}")
+    found = re.fullmatch(r"(\d+)(h|m|s|)", text)
+    if found is None:
+        raise HostError(f"--auto-compaction-retention: {text!r} is not a number of hours, or like 30m or 24h")
+    seconds = int(found[1]) * {"h": 3600, "": 3600, "m": 60, "s": 1}[found[2]]
+    return ["history", HISTORY_REVISIONS, max(seconds * 1000, HISTORY_AGE_MS_MIN)]
 
 
 def _founders(flags: argparse.Namespace, own: str) -> dict[str, str]:
@@ -224,10 +245,11 @@ def main() -> None:
         lock = lock_directory(folder)
         membership = settle_membership(flags, config, folder)
         settings = peer_settings(flags, membership.seeds)
+        history = history_of(flags)
     except HostError as error:
         print(f"etcd: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     urls = flags.advertise_client_urls or flags.listen_client_urls
-    status = serve(config, folder, membership, settings, urls, brain_only=True)
+    status = serve(config, folder, membership, settings, urls, brain_only=True, history=history)
     os.close(lock)
     raise SystemExit(status)

@@ -108,6 +108,23 @@ def snapshot_restore(
     click.echo(f"  argosy start --data-dir {data_dir} --name {name} --transport {transport}")
 
 
+@cluster.command("history")
+@click.option("--revisions", type=click.IntRange(1_000, 1_000_000), help="Keep at most so many.")
+@click.option("--age", type=click.IntRange(60), help="Keep none older than so many seconds.")
+@as_json_option
+@pass_session
+def cluster_history(session: Session, revisions: int | None, age: int | None, as_json: bool) -> None:
+    """How much past the brain keeps for watches and reads, and how much it has."""
+    answer = session.ask("cluster.history", revisions=revisions, age_s=age)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(
+            f"{answer['kept']} revisions kept, of at most {answer['revisions']} and none older than "
+            f"{answer['age_s']} s; compacted up to {answer['compacted']}"
+        )
+
+
 @cluster.command("recover")
 @click.option("--data-dir", required=True, help="Of a host that survived, and is stopped.")
 @click.option("--confirm", required=True, help="That host's name, to show that it is meant.")

@@ -23,7 +23,7 @@ import uvloop
 from actors.company import Company, boot, boot_brain, founding_snapshot
 from actors.control import Authority, Command
 from actors.machine import Identity
-from actors.raft_messages import ChangeConfig, Status, TransferLeadership
+from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadership
 from actors.raft_peer import PeerSettings
 from gateway import observe
 from gateway.door import Gateway
@@ -226,7 +226,9 @@ class Host:
     def __init__(
         self, config: HostConfig, folder: Path, membership: Membership,
         settings: PeerSettings | None = None, urls: str = "", brain_only: bool = False,
+        history: list[Any] | None = None,
     ) -> None:  # fmt: skip
+        self._history = history
         self._settings = settings or PeerSettings(seeds=tuple(membership.seeds.items()))
         self._urls = urls or (f"http://{config.client[0]}" if config.client else "")
         self._brain_only = brain_only
@@ -274,6 +276,10 @@ class Host:
     async def _introduce_and_open(self, doors: list[tuple[str, int]]) -> None:
         try:
             await self._introduce()
+            if self._history is not None:
+                _, error = await self._ask_raft(Propose(self._history))
+                if error is not None:
+                    logger.warning("how much history is kept could not be set: %s", error)
             await self._open_doors(doors)
         except (HostError, OSError) as error:
             self._end(error)
@@ -407,13 +413,16 @@ def run(config: HostConfig) -> int:
 
 def serve(
     config: HostConfig, folder: Path, membership: Membership, settings: PeerSettings | None = None,
-    urls: str = "", brain_only: bool = False,
+    urls: str = "", brain_only: bool = False, history: list[Any] | None = None,
 ) -> int:  # fmt: skip
-    """Run a host whose directory is locked and whose membership is known."""
+    """Run a host whose directory is locked and whose membership is known.
+
+    ``history``: a command of the store that says how much past to keep.
+    """
     sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
 
     async def main() -> BaseException | None:
-        host = Host(config, folder, membership, settings, urls, brain_only)
+        host = Host(config, folder, membership, settings, urls, brain_only, history)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, host._end, None)  # noqa: SLF001

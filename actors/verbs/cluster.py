@@ -221,6 +221,35 @@ def _snapshot(control: Control, args: dict[str, Any]) -> Any:
     return promise
 
 
+@verb("cluster.history")
+def _history(control: Control, args: dict[str, Any]) -> Promise:
+    """Tell the cluster how much past to keep, or ask what it keeps."""
+    promise = Promise()
+
+    def told(store: Store) -> dict[str, int]:
+        return {
+            "revisions": store.history_revisions, "age_s": store.history_age_ms // 1000,
+            "kept": len(store.events), "compacted": store.compacted,
+        }  # fmt: skip
+
+    def ask(_: Any = None) -> None:
+        control.relay(control.raft_ref, Query(told, True), promise)
+
+    def tell(now: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        revisions = int(args.get("revisions") or now["revisions"])
+        age_s = int(args.get("age_s") or now["age_s"])
+        control.commit(["history", revisions, age_s * 1000], promise, ask)
+
+    if args.get("revisions") or args.get("age_s"):
+        control.ask_then(control.raft_ref, Query(told, True), 6.0, tell)
+    else:
+        ask()
+    return promise
+
+
 @verb("cluster.transfer")
 def _transfer(control: Control, args: dict[str, Any]) -> Any:
     to = control.find_machine(str(args["to"])) if args.get("to") else ""

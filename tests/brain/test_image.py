@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from brain import image, kv, store, tree  # noqa: F401 - the commands register themselves
+from brain import image, kv, tree  # noqa: F401 - the commands register themselves
 from brain.image import Image
 from brain.store import Store
 
@@ -36,9 +36,9 @@ def test_an_image_shows_one_moment_however_long_it_is_read(seed: int, monkeypatc
     """Whatever is written, deleted, compacted or forgotten meanwhile."""
     monkeypatch.setattr(image, "KEYS_PER_RECORD", 3)
     monkeypatch.setattr(image, "EVENTS_PER_RECORD", 2)
-    monkeypatch.setattr(store, "HISTORY_REVISIONS", 15)
     rng = random.Random(seed)
     target = Store()
+    target.history_revisions = 15
     for now in range(rng.randrange(120)):
         change(target, rng, now)
     expected = loaded(list(target.dump()))

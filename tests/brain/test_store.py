@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from brain import store as store_module
 from brain import tree  # noqa: F401 - registers the commands of the v2 tree
 from brain.kv import TXN_OPERATIONS_MAX
 from brain.store import LEASE_TTL_S_MAX, Item, Store, StoreError, prefix_end
@@ -289,9 +288,9 @@ def test_the_future_and_the_compacted_past_are_refused(store: Store) -> None:
     assert refused(store, "compact", 5).code == "future_revision"
 
 
-def test_history_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_is_bounded(store: Store) -> None:
     """The oldest revisions go by themselves, and with them every version that only they needed."""
-    monkeypatch.setattr(store_module, "HISTORY_REVISIONS", 5)
+    store.history_revisions = 5
     for number in range(20):
         do(store, "put", b"k%d" % (number % 2), b"%d" % number)
     assert store.revision == 21

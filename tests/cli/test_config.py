@@ -41,6 +41,7 @@ FORMS: dict[str, tuple[tuple[str, Any], tuple[str, Any], tuple[Any, Any]]] = {
     "role": (('"agent"', "agent"), ("voter", "voter"), ("agent", "agent")),
     "insecure": (("true", True), ("1", True), (True, True)),
     "advertise": (('"a"', "a"), ("b", "b"), ("c", "c")),
+    "resync": (("true", True), ("1", True), (True, True)),
 }  # fmt: skip
 
 

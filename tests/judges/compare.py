@@ -70,9 +70,12 @@ def differences(theirs: Any, ours: Any, where: str = "") -> Iterator[Difference]
             )
         if theirs.keys() == ours.keys() and list(theirs) != list(ours):
             yield Difference(f"order of {where}", list(theirs), list(ours))
-    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
-        for number, (one, other) in enumerate(zip(theirs, ours, strict=True)):
+    elif isinstance(theirs, list) and isinstance(ours, list):
+        for number, (one, other) in enumerate(zip(theirs, ours, strict=False)):
             yield from differences(one, other, f"{where}[{number}]")
+        if len(theirs) != len(ours):
+            rest = min(len(theirs), len(ours))
+            yield Difference(f"{where}[{rest}...]", theirs[rest:], ours[rest:])
     elif theirs is ABSENT or ours is ABSENT or theirs != ours or type(theirs) is not type(ours):
         yield Difference(where, theirs, ours)
 
