@@ -9,14 +9,13 @@ needs is on disk or comes from its peers.
 from __future__ import annotations
 
 import logging
-import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from brain import auth, kv, tree  # noqa: F401 - they register their commands with the store
-from brain.codec import decode, encode
+from brain.codec import decode
 from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock
 from brain.raft import (
@@ -44,13 +43,10 @@ from transport.router import LinkDown, Router
 
 from .comparison import COMPARE_S, Comparison
 from .membership import changed
+from .proposals import STAMP, Proposals
 from .raft_messages import (
     CORRUPT,
     NO_LEADER,
-    NO_SPACE,
-    OVERLOADED,
-    TIMED_OUT,
-    TOO_LARGE,
     BrainError,
     BrainUp,
     ChangeConfig,
@@ -78,21 +74,14 @@ from .snapshots import OVERTAKEN, Snapshots
 
 logger = logging.getLogger("argosy.raft")
 
-_NOW = struct.Struct("<Q")
 #: Seconds of a Raft tick.
 TICK_S = 0.05
 #: A gap between ticks longer than this is a pause of the process, not the passing of leases.
 PAUSE_S = 0.5
 #: A leader whose disk has not finished a write for so long (seconds) hands over.
 DISK_STALL_S = 1.0
-#: Largest command, in bytes.
-COMMAND_BYTES_MAX = 8 * 1024 * 1024
-#: Forwarded commands a leader remembers, to know one that comes twice.
-TAKEN_MAX = 20_000
 #: A learner may vote when it lacks no more entries than this.
 CAUGHT_UP_ENTRIES = 100
-#: Commands that may wait for their outcome on one peer.
-PENDING_MAX = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +106,6 @@ class _Pump:
     """To itself: everything that arrived before this is in; act on it as one batch."""
 
 
-class _Pending:
-    """A command whose outcome somebody awaits."""
-
-    __slots__ = ("begun", "command", "deadline", "only_term", "promise", "sent_term")
-
-    def __init__(
-        self, promise: Promise, command: bytes, begun: float, deadline: float, only_term: int
-    ) -> None:
-        self.promise = promise
-        self.begun = begun
-        self.command = command
-        self.deadline = deadline
-        self.sent_term = 0  # 0: not handed to any leader
-        self.only_term = only_term
-
-
 class RaftPeer(Actor):
     """See the module docstring; its messages are in ``raft_messages``."""
 
@@ -148,7 +121,6 @@ class RaftPeer(Actor):
         self.router = router
         self.settings = settings or PeerSettings()
         self._raft_class = raft_class
-        self._origin = ports.rng.token()[:12]
         self.raft: Raft = None  # type: ignore[assignment]
         self.store = Store()
         self.journal = Journal(ports.disk, self.settings.segment_bytes)
@@ -157,12 +129,7 @@ class RaftPeer(Actor):
         self._sync_begun = 0.0
         self._sync_queue: deque[Ready] = deque()
         self.snapshots = Snapshots(self)
-        self._next_seq = 1
-        self._pending: dict[int, _Pending] = {}
-        self._unsent: deque[int] = deque()
-        self._forwarding = False
-        self._forwarded: deque[bytes] = deque()
-        self._taken: dict[bytes, None] = {}  # forwarded commands of this leadership, newest last
+        self.proposals = Proposals(self, ports.rng.token()[:12])
         self._next_read = 1
         self._reads: dict[int, tuple[Callable[[int], None], Callable[[BaseException], None], float]] = {}
         self._waiting_reads: list[int] = []
@@ -184,13 +151,11 @@ class RaftPeer(Actor):
         self._current = False  # whether the store has been up to date in this life
         # for metrics
         self.sync_seconds = Histogram()
-        self.commit_seconds = Histogram()
         self.append_seconds = Histogram()
         self.round_trip_seconds: dict[str, Histogram] = {}
         self.latency: dict[str, Latency] = {}
         self._append_sent: dict[str, tuple[int, float]] = {}  # one sample at a time per follower
         self._heartbeat_sent: dict[str, float] = {}
-        self.proposals = {"committed": 0, "failed": 0, "applied": 0}
         self.leader_changes = 0
         self.leader_since = 0.0
         self.appends_sent = self.appends_received = 0
@@ -281,7 +246,8 @@ class RaftPeer(Actor):
             self._expire()
             self._make_room()
             self._yield_if_stalled(now)
-        self._fail_overdue(now)
+        self.proposals.fail_overdue(now)
+        self._fail_overdue_reads(now)
         self.kick()
 
     @handles(LinkDown)
@@ -306,7 +272,7 @@ class RaftPeer(Actor):
     @handles(_Pump)
     def _pump(self, _: _Pump) -> None:
         self._pumping = False
-        self._send_proposals()
+        self.proposals.send()
         self._start_reads()
         raft = self.raft
         while raft.has_ready:
@@ -416,10 +382,10 @@ class RaftPeer(Actor):
             elif kind == EntryKind.CONFIG:
                 self.raft.apply_config(data)
             elif kind == EntryKind.EMPTY:
-                self._resend_older_than(term)
+                self.proposals.resend_older_than(term)
             self.raft.applied(index)
             self._reached(index)
-        self.proposals["applied"] += len(ready.committed)
+        self.proposals.counts["applied"] += len(ready.committed)
         if self.raft.role is not Role.LEADER:
             self._log_clock.seen(self.store.log_time_ms, self.now())
         if events:
@@ -427,9 +393,9 @@ class RaftPeer(Actor):
         self.snapshots.maybe_save()
 
     def _apply_command(self, data: bytes, events: list[Event]) -> None:
-        (now_ms,) = _NOW.unpack_from(data)
+        (now_ms,) = STAMP.unpack_from(data)
         try:
-            command = decode(data[_NOW.size :])
+            command = decode(data[STAMP.size :])
         except ValueError:
             logger.exception("an entry of the log cannot be read; every peer passes it over alike")
             return
@@ -438,17 +404,7 @@ class RaftPeer(Actor):
         events += fresh
         if command[2] == "lease_grant" and self.raft.role is Role.LEADER:
             self._arm_lease(command[3])
-        if origin != self._origin:
-            return
-        pending = self._pending.pop(seq, None)
-        if pending is None:
-            return
-        self.proposals["committed"] += 1
-        self.commit_seconds.observe(self.now() - pending.begun)
-        if isinstance(result, StoreError):
-            pending.promise.fail(result)
-        else:
-            pending.promise.reply(result)
+        self.proposals.applied(origin, seq, result)
 
     def _reached(self, index: int) -> None:
         """Serve reads that waited for this index."""
@@ -461,137 +417,18 @@ class RaftPeer(Actor):
     @handles(Propose)
     def _on_propose(self, message: Propose) -> Promise:
         self._refuse_in_quarantine()
-        promise = Promise()
-        seq = self._next_seq
-        self._next_seq += 1
-        try:
-            command = encode([self._origin, seq, *message.command])
-        except ValueError as error:  # once in the log, every peer would have to read it
-            promise.fail(BrainError("malformed", f"the command is not plain data: {error}"))
-            return promise
-        if len(command) > COMMAND_BYTES_MAX:
-            promise.fail(
-                BrainError(TOO_LARGE, f"command_bytes_max: {COMMAND_BYTES_MAX} bytes, this has {len(command)}")
-            )
-        elif message.bounded and self.raft.role is Role.LEADER and self._ports.disk.full:
-            promise.fail(BrainError(NO_SPACE, self._ports.disk.full))
-        elif message.bounded and self.store.size > self.settings.quota_bytes:
-            text = f"quota_bytes: {self.settings.quota_bytes} bytes are taken; delete or compact"
-            promise.fail(BrainError(NO_SPACE, text))
-        elif len(self._pending) >= PENDING_MAX:
-            promise.fail(BrainError(OVERLOADED, f"pending_max: {PENDING_MAX} commands wait already"))
-        elif message.term and (self.raft.role, self.raft.term) != (Role.LEADER, message.term):
-            promise.fail(BrainError(NO_LEADER, f"this peer does not lead in term {message.term}"))
-        else:
-            now = self.now()
-            self._pending[seq] = _Pending(promise, command, now, now + message.timeout, message.term)
-            self._unsent.append(seq)
-            self.kick()
-        return promise
-
-    def _send_proposals(self) -> None:
-        if self.raft.role is Role.LEADER:
-            self._append_proposals()
-        elif self._unsent and self.raft.leader and not self._forwarding:
-            self._forward_proposals()
-
-    def _append_proposals(self) -> None:
-        stamp = _NOW.pack(self._log_now_ms())
-        batch: list[bytes] = []
-        while self._unsent:
-            pending = self._pending.get(self._unsent.popleft())
-            if pending is not None:
-                pending.sent_term = self.raft.term
-                batch.append(stamp + pending.command)
-        while self._forwarded:
-            batch.append(stamp + self._forwarded.popleft())
-        if not batch:
-            return
-        try:
-            self.raft.propose(batch)
-        except ProposalDroppedError as error:
-            for seq, pending in list(self._pending.items()):
-                if pending.sent_term == self.raft.term and stamp + pending.command in batch:
-                    self._fail_pending(seq, BrainError(OVERLOADED, str(error)))
-
-    def _forward_proposals(self) -> None:
-        sent: list[int] = []
-        size = 0
-        while self._unsent and size < self.settings.raft.append_bytes_max:
-            seq = self._unsent.popleft()
-            pending = self._pending.get(seq)
-            if pending is None:
-                continue
-            if pending.only_term:
-                self._fail_pending(seq, BrainError(NO_LEADER, "this peer no longer leads"))
-                continue
-            pending.sent_term = self.raft.term
-            sent.append(seq)
-            size += len(pending.command)
-        if not sent:
-            return
-        self._forwarding = True
-        message = Forward(self.raft.term, [self._pending[seq].command for seq in sent])
-        leader = self.router.ref(self.raft.leader, "raft")
-
-        def answered(taken: Any, error: BaseException | None) -> None:
-            # A refusal proves nothing: the frame may have come twice, and been taken the first
-            # time.  What was not appended is proposed again when a new leader's entry shows it.
-            self._forwarding = False
-            self.kick()
-
-        self.ask_then(leader, message, 2.0, answered)
-
-    def _requeue(self, seqs: list[int]) -> None:
-        for seq in seqs:
-            pending = self._pending.get(seq)
-            if pending is not None:
-                pending.sent_term = 0
-                self._unsent.append(seq)
+        return self.proposals.propose(message)
 
     @handles(Forward)
     def _on_forward(self, message: Forward) -> bool:
-        raft = self.raft
-        if raft.role is not Role.LEADER or raft.term != message.term:
-            raise BrainError("not_taken", f"not the leader of term {message.term}")
-        if len(self._forwarded) >= PENDING_MAX:
-            raise BrainError("not_taken", f"pending_max: {PENDING_MAX} commands wait already")
-        for command in message.commands:  # a frame that came twice must not count twice
-            if command not in self._taken:
-                self._taken[command] = None
-                self._forwarded.append(command)
-        while len(self._taken) > TAKEN_MAX:
-            del self._taken[next(iter(self._taken))]
-        self._append_proposals()
-        self.kick()
-        return True
+        return self.proposals.take(message)
 
-    def _resend_older_than(self, term: int) -> None:
-        """A new leader's first entry is applied: what an older one took and did not commit
-        before it never will be, so it may be proposed again without happening twice."""
-        dead = [s for s, p in self._pending.items() if 0 < p.sent_term < term]
-        for seq in dead:
-            if self._pending[seq].only_term:
-                self._fail_pending(seq, BrainError(NO_LEADER, "leadership was lost meanwhile"))
-        self._requeue(dead)
-        if dead:
-            self.kick()
+    @property
+    def disk_full(self) -> str:
+        """What waits for room on the disk; empty for nothing."""
+        return self._ports.disk.full
 
-    def _fail_pending(self, seq: int, error: BaseException) -> None:
-        pending = self._pending.pop(seq, None)
-        if pending is not None:
-            self.proposals["failed"] += 1
-            pending.promise.fail(error)
-
-    def _fail_overdue(self, now: float) -> None:
-        for seq in [s for s, p in self._pending.items() if p.deadline <= now]:
-            if self._pending[seq].sent_term and self._ports.disk.full:
-                error = BrainError(NO_SPACE, f"{self._ports.disk.full}; it may still happen")
-            elif self._pending[seq].sent_term:
-                error = BrainError(TIMED_OUT, "no answer from a quorum in time; it may still happen")
-            else:
-                error = BrainError(NO_LEADER, "no leader in time; nothing was changed")
-            self._fail_pending(seq, error)
+    def _fail_overdue_reads(self, now: float) -> None:
         for context in [c for c, (_, _, deadline) in self._reads.items() if deadline <= now]:
             _, fail, _ = self._reads.pop(context)
             fail(BrainError(NO_LEADER, "no quorum confirmed the read in time"))
@@ -640,7 +477,6 @@ class RaftPeer(Actor):
 
     def _expired(self) -> None:
         self._expiring = False
-        self._compacting = False
 
     def _propose_own(self, command: list[Any], after: Callable[[], None]) -> None:
         promise = self._on_propose(Propose(command, 5.0, self.raft.term))
@@ -846,8 +682,7 @@ class RaftPeer(Actor):
         for image in list(self.store.images):
             image.close()
         self.store = store
-        for seq in [s for s, p in self._pending.items() if p.sent_term]:
-            self._fail_pending(seq, OVERTAKEN)
+        self.proposals.fail_sent(OVERTAKEN)
         self._connect()
         # events between the old state and the snapshot are unknown: everybody lists again
         self._hub = WatchHub()
@@ -957,7 +792,6 @@ class RaftPeer(Actor):
             self.leader_since = self.now()
             self._last_leader = raft.leader
         self._published = now
-        self._taken.clear()
         leading = raft.role is Role.LEADER
         self._expiring = False
         self._compacting = False
@@ -967,4 +801,4 @@ class RaftPeer(Actor):
         else:
             self._leases.stand_down()
         self.system.publish(LeaderChanged(raft.leader, raft.term, leading))
-        self._send_proposals()
+        self.proposals.new_term()

@@ -73,10 +73,10 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family("counter", "argosy_raft_leader_changes", "Leader changes seen.").add(peer.leader_changes)
     proposals = Family("counter", "argosy_raft_proposals", "Commands by outcome.", ("outcome",))
     for outcome in ("committed", "failed", "applied"):
-        proposals.add(peer.proposals[outcome], outcome)
+        proposals.add(peer.proposals.counts[outcome], outcome)
     yield proposals
     yield Family("gauge", "argosy_raft_proposals_pending", "Commands that await their outcome.").add(
-        len(peer._pending)  # noqa: SLF001
+        len(peer.proposals)
     )
     sync = peer.sync_seconds
     yield Family("histogram", "argosy_raft_sync_seconds", "Time to make a batch durable.").add_histogram(
@@ -86,7 +86,7 @@ def raft_families(company: Company) -> Iterable[Family]:
     yield Family(
         "histogram", "argosy_raft_append_seconds", "From an append to its acknowledgement (leader only)."
     ).add_histogram(appends.cumulative(), appends.sum)
-    commits = peer.commit_seconds
+    commits = peer.proposals.commit_seconds
     yield Family(
         "histogram", "argosy_raft_commit_seconds", "From a command's arrival to its outcome, on its peer."
     ).add_histogram(commits.cumulative(), commits.sum)
@@ -149,10 +149,10 @@ def _etcd_names(peer: Any, raft: Any, leading: float, sync: Any) -> Iterable[Fam
         raft.log.applied
     )
     yield Family("gauge", "etcd_server_proposals_pending", "Proposals that wait for commit.").add(
-        len(peer._pending)
+        len(peer.proposals)
     )  # noqa: SLF001
     yield Family("gauge", "etcd_mvcc_db_total_size_in_bytes", "Size of the store.").add(peer.store.size)
-    yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals["failed"])
+    yield Family("counter", "etcd_server_proposals_failed", "Failed proposals.").add(peer.proposals.counts["failed"])
     yield Family(
         "histogram", "etcd_disk_wal_fsync_duration_seconds", "Latency of making the log durable."
     ).add_histogram(sync.cumulative(), sync.sum)
