@@ -190,6 +190,9 @@ STRATEGIES: dict[type, st.SearchStrategy[Any]] = {
     raft_messages.ForwardedChange: st.builds(
         raft_messages.ForwardedChange, text, text, st.lists(text, min_size=3, max_size=3)
     ),
+    raft_messages.TimeToLive: st.builds(raft_messages.TimeToLive, number),
+    raft_messages.StateHash: st.builds(raft_messages.StateHash),
+    raft_messages.Quarantine: st.builds(raft_messages.Quarantine, number),
 }
 EXAMPLES: dict[type, Any] = {
     Message: Message(
@@ -200,6 +203,9 @@ EXAMPLES: dict[type, Any] = {
     raft_messages.ReadIndex: raft_messages.ReadIndex(),
     raft_messages.SnapshotChunk: raft_messages.SnapshotChunk("m1", 3, 100, 0, 9, b"123456789"),
     raft_messages.ForwardedChange: raft_messages.ForwardedChange("promote", "m3", ["a", "b", "c"]),
+    raft_messages.TimeToLive: raft_messages.TimeToLive(2**62),
+    raft_messages.StateHash: raft_messages.StateHash(),
+    raft_messages.Quarantine: raft_messages.Quarantine(17),
 }
 
 
@@ -385,5 +391,5 @@ def test_message_numbers_on_the_wire_do_not_change() -> None:
     numbers = {kind.__name__: pack(EXAMPLES[kind])[0] for kind in EXAMPLES}
     assert numbers == {
         "Message": 10, "KeepAlive": 20, "Forward": 21, "ReadIndex": 22, "SnapshotChunk": 23,
-        "ForwardedChange": 24,
+        "ForwardedChange": 24, "TimeToLive": 25, "StateHash": 26, "Quarantine": 27,
     }  # fmt: skip
