@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from brain.codec import encode
+from brain.codec import decode, encode
 from brain.raft import ProposalDroppedError, Role
 from brain.store import StoreError
 from kernel.mailbox import Promise
@@ -194,6 +194,7 @@ class Proposals:
         if len(self._forwarded) >= PENDING_MAX:
             raise BrainError("not_taken", f"pending_max: {PENDING_MAX} commands wait already")
         for command in message.commands:  # a frame that came twice must not count twice
+            decode(command)  # strictly, here: once it is in the log, every peer reads it
             if command not in self._taken:
                 self._taken[command] = None
                 self._forwarded.append(command)

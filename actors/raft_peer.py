@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brain import auth, kv, tree  # noqa: F401 - they register their commands with the store
-from brain.codec import decode
+from brain.codec import decode_own
 from brain.journal import Journal, Opened
 from brain.leases import LeaseKeeper, LogClock
 from brain.raft import (
@@ -90,10 +90,12 @@ class PeerSettings:
 
     raft: Settings = field(default_factory=Settings)
     tick_s: float = TICK_S
-    #: entries applied since the last snapshot before the next one is made
-    snapshot_entries: int = 20_000
-    #: entries kept before a snapshot for followers that lag
+    #: entries applied, or bytes of log written, since the last snapshot before the next is made
+    snapshot_entries: int = 100_000
+    snapshot_bytes: int = 64 * 1024 * 1024
+    #: entries, and bytes of them, kept before a snapshot for followers that lag
     trailing_entries: int = 5_000
+    trailing_bytes: int = 16 * 1024 * 1024
     segment_bytes: int = 16 * 1024 * 1024
     #: bytes of the store at which writes from outside that make it grow are refused
     quota_bytes: int = 2 * 1024 * 1024 * 1024
@@ -395,11 +397,11 @@ class RaftPeer(Actor):
     def _apply_command(self, data: bytes, events: list[Event]) -> None:
         (now_ms,) = STAMP.unpack_from(data)
         try:
-            command = decode(data[STAMP.size :])
-        except ValueError:
+            command = decode_own(data[STAMP.size :])
+            origin, seq = command[0], command[1]
+        except Exception:  # whatever a library makes of bytes that are no command
             logger.exception("an entry of the log cannot be read; every peer passes it over alike")
             return
-        origin, seq = command[0], command[1]
         result, fresh = self.store.apply(now_ms, command[2:])
         events += fresh
         if command[2] == "lease_grant" and self.raft.role is Role.LEADER:

@@ -37,6 +37,7 @@ class Snapshots:
         self._peer = peer
         self.index = 0  # of the newest snapshot on disk
         self._saving = False
+        self._written = 0  # bytes of log when the newest snapshot was begun
         self._sending: set[tuple[str, int]] = set()  # (follower, term of our leadership)
         self._incoming: tuple[int, int, bytearray] | None = None
         self.install_next: Callable[[], None] | None = None  # once the log is quiet
@@ -65,10 +66,15 @@ class Snapshots:
 
     def maybe_save(self) -> None:
         """Make one when enough was applied since the last."""
-        peer = self._peer
-        if self._saving or peer.raft.log.applied - self.index < peer.settings.snapshot_entries:
+        peer, settings = self._peer, self._peer.settings
+        entries = peer.raft.log.applied - self.index
+        written = peer.journal.bytes_written - self._written
+        if self._saving or (entries < settings.snapshot_entries and written < settings.snapshot_bytes):
+            return
+        if not entries:
             return
         self._saving = True
+        self._written = peer.journal.bytes_written
         meta = self._meta()
 
         def built(data: bytes) -> None:
@@ -85,8 +91,8 @@ class Snapshots:
             return
         self._saving = False
         self.index = max(self.index, meta.index)
-        log = self._peer.raft.log
-        keep_from = meta.index - self._peer.settings.trailing_entries
+        log, settings = self._peer.raft.log, self._peer.settings
+        keep_from = log.back_from(meta.index, settings.trailing_entries, settings.trailing_bytes)
         if keep_from > log.snapshot_index:
             log.compact(keep_from, log.term(keep_from))
 

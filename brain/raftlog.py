@@ -67,6 +67,17 @@ class RaftLog:
         """Whether the log has an entry of this term at this index."""
         return self.snapshot_index <= index <= self.last_index and self.term(index) == term
 
+    def back_from(self, index: int, entries_max: int, bytes_max: int) -> int:
+        """How far back from ``index`` so many entries and bytes reach."""
+        lowest = max(self.snapshot_index, index - entries_max)
+        size = 0
+        while index > lowest:
+            size += len(self._entries[index - self.snapshot_index - 1][2])
+            if size > bytes_max:
+                break
+            index -= 1
+        return index
+
     def entries_from(self, index: int, bytes_max: int) -> tuple[Entry, ...]:
         """Entries from ``index`` on: at least one if there is one, then up to a size."""
         out: list[Entry] = []
