@@ -73,6 +73,9 @@ class Watch:
     end: bytes | None
     start: int
     subscriber: Any
+    #: bytes of history handed over at a time; when there is more the answer's ``watch`` is 0, and
+    #: the subscriber asks again from behind what it was given.  0: all of it at once.
+    piece: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class KeepAlive:
 @wire(25)
 @dataclass(frozen=True, slots=True)
 class TimeToLive:
-    """Ask: milliseconds that a lease has left; -1 for one that is gone."""
+    """Ask: ``[milliseconds that a lease has left, and was granted]``; -1 for one that is gone."""
 
     lease: int
 

@@ -32,14 +32,14 @@ from brain.raft import (
 )
 from brain.raftlog import EntryKind
 from brain.snapshot import Meta
-from brain.store import Event, Store, StoreError
+from brain.store import Event, Store
 from brain.wal import DamagedLogError
 from brain.watch import WatchHub, select
 from kernel.actor import Actor, handles
 from kernel.mailbox import Promise
 from kernel.ports import DiskError, Ports
 from kernel.stats import Histogram, Latency
-from transport.router import LinkDown, Router
+from transport.router import LinkDown, RemoteError, Router
 
 from .comparison import COMPARE_S, Comparison
 from .membership import changed
@@ -47,6 +47,7 @@ from .proposals import STAMP, Proposals
 from .raft_messages import (
     CORRUPT,
     NO_LEADER,
+    TIMED_OUT,
     BrainError,
     BrainUp,
     ChangeConfig,
@@ -80,6 +81,12 @@ TICK_S = 0.05
 PAUSE_S = 0.5
 #: A leader whose disk has not finished a write for so long (seconds) hands over.
 DISK_STALL_S = 1.0
+#: Seconds that the leader has to answer in a follower's stead.
+RELAY_S = 6.0
+#: Seconds that a change of members may take before whoever asked is told to look again.
+CHANGE_S = 5.0
+#: What a leader may refuse, which its follower passes on word for word.
+REFUSALS = ("config_busy", "not_caught_up", "missing", "config_change", "no_space", "overloaded", CORRUPT)
 #: A learner may vote when it lacks no more entries than this.
 CAUGHT_UP_ENTRIES = 100
 
@@ -106,6 +113,10 @@ class PeerSettings:
 @dataclass(frozen=True, slots=True)
 class _Pump:
     """To itself: everything that arrived before this is in; act on it as one batch."""
+
+
+def _bytes_of(event: Event) -> int:
+    return 200 + sum(len(c.key) + (len(c.item.value) if c.item else 0) for c in event.changes)
 
 
 class RaftPeer(Actor):
@@ -145,6 +156,7 @@ class RaftPeer(Actor):
         self._expiring = False
         self._compacting = False
         self._last_tick = 0.0
+        self._changing: tuple[int, int, Promise, float] | None = None
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
         self._last_leader = ""
@@ -291,6 +303,7 @@ class RaftPeer(Actor):
                 self.snapshots.send(peer)
         if raft.config is not self._connected:
             self._connect()
+        self._settle_change(self.now())
         self._publish()
 
     def _send(self, message: Message) -> None:
@@ -524,9 +537,10 @@ class RaftPeer(Actor):
             promise = Promise()
             self._relay(message, promise)
             return promise
-        if message.lease not in self.store.leases:
-            return -1
-        return self._leases.left_ms(message.lease, self.now())
+        held = self.store.leases.get(message.lease)
+        if held is None:
+            return [-1, 0]
+        return [self._leases.left_ms(message.lease, self.now()), held.ttl_ms]
 
     def _relay(self, message: Any, promise: Promise) -> None:
         """Ask the leader in the asker's stead."""
@@ -535,12 +549,14 @@ class RaftPeer(Actor):
             return
 
         def answered(value: Any, error: BaseException | None) -> None:
-            if error is not None:
-                promise.fail(BrainError(NO_LEADER, f"the leader did not answer: {error}"))
-            else:
+            if error is None:
                 promise.reply(value)
+            elif isinstance(error, RemoteError) and error.code in REFUSALS:
+                promise.fail(BrainError(error.code, str(error)))  # the leader's own word
+            else:
+                promise.fail(BrainError(NO_LEADER, f"the leader did not answer: {error}"))
 
-        self.ask_then(self.router.ref(self.raft.leader, "raft"), message, 2.0, answered)
+        self.ask_then(self.router.ref(self.raft.leader, "raft"), message, RELAY_S, answered)
 
     # -- reads ----------------------------------------------------------------------------------
 
@@ -562,7 +578,7 @@ class RaftPeer(Actor):
         def serve(_: int) -> None:
             try:
                 promise.reply(message.function(self.store))
-            except StoreError as error:
+            except Exception as error:  # the asker's fault: it must not end this peer
                 promise.fail(error)
 
         self._queue_read(serve, promise.fail, message.timeout)
@@ -634,6 +650,8 @@ class RaftPeer(Actor):
             hub = WatchHub()
             hub.add(0, message.key, message.end)
             backlog = hub.match(self.store.events_since(message.start)).get(0, [])
+        if message.piece and sum(map(_bytes_of, backlog)) > message.piece:
+            return self._first_piece(message, backlog)
         watch = self._next_watch
         self._next_watch += 1
         self._hub.add(watch, message.key, message.end)
@@ -641,6 +659,15 @@ class RaftPeer(Actor):
         if backlog:
             self._deliver(watch, backlog)
         return Watching(watch, self.store.revision)
+
+    def _first_piece(self, message: Watch, backlog: list[Event]) -> Watching:
+        size, count = 0, 0
+        while not count or size <= message.piece:
+            size += _bytes_of(backlog[count])
+            count += 1
+        seen = [select(e, message.key, message.end) for e in backlog[:count]]
+        message.subscriber.offer(Watched(0, seen))
+        return Watching(0, self.store.revision)
 
     @handles(Unwatch)
     def _on_unwatch(self, message: Unwatch) -> None:
@@ -706,11 +733,28 @@ class RaftPeer(Actor):
         if config == self.raft.config:
             return True
         try:
-            self.raft.propose_config(config)
+            index = self.raft.propose_config(config)
         except (ProposalDroppedError, NotLeaderError) as error:
             raise BrainError("config_busy", str(error)) from None
         self.kick()
-        return True
+        promise = Promise()
+        self._changing = (index, self.raft.term, promise, self.now() + CHANGE_S)
+        return promise
+
+    def _settle_change(self, now: float) -> None:
+        """A change of members is answered when it holds: decided, and the joint state left."""
+        if self._changing is None:
+            return
+        index, term, promise, deadline = self._changing
+        if self.raft.role is not Role.LEADER or self.raft.term != term:
+            promise.fail(BrainError(TIMED_OUT, "leadership was lost meanwhile; it may still happen"))
+        elif self.raft.log.applied >= index and not self.raft.config.outgoing:
+            promise.reply(True)
+        elif now > deadline:
+            promise.fail(BrainError(TIMED_OUT, "no quorum in time; it may still happen"))
+        else:
+            return
+        self._changing = None
 
     @handles(ForwardedChange)
     def _on_forwarded_change(self, message: ForwardedChange) -> Any:
@@ -721,7 +765,9 @@ class RaftPeer(Actor):
 
     def _caught_up(self, member: str) -> bool:
         progress = self.raft.progress.get(member)
-        return progress is not None and progress.match + CAUGHT_UP_ENTRIES >= self.raft.log.commit
+        if progress is None or not progress.active or not progress.match:
+            return False  # it has never been heard of
+        return progress.match + CAUGHT_UP_ENTRIES >= self.raft.log.commit
 
     @handles(StateHash)
     def _on_state_hash(self, _: StateHash) -> list[int]:

@@ -43,6 +43,8 @@ class Book:
 
     def allows(self, roles: list[str], what: str, key: bytes, end: bytes | None) -> bool:
         """Whether one of these roles covers the whole range for reading (r) or writing (w)."""
+        if key.startswith(OWN_PREFIX):
+            return False
         if ROOT in roles:
             return True
         spans = sorted(
@@ -66,7 +68,7 @@ def _above(key: bytes, end: bytes | None) -> bytes:
 
 
 def load(value: bytes | None) -> Book:
-    """The book from its key's value."""
+    """The book from its key's value; raises ``ValueError`` for what is no book."""
     if value is None:
         return Book()
     raw = json.loads(value)
@@ -148,7 +150,7 @@ def _user_add(book: Book, name: str, hash: str, roles: list[str] | None = None) 
     if name in book.users:
         raise AuthError("user name already exists", f"there is a user {name!r} already")
     _refuse_full(book.users)
-    book.users[name] = {"hash": str(hash), "roles": sorted({str(role) for role in roles or ()})}
+    book.users[name] = {"hash": str(hash), "roles": list(dict.fromkeys(map(str, roles or ())))}
 
 
 def _user_delete(book: Book, name: str) -> None:
@@ -160,6 +162,13 @@ def _user_delete(book: Book, name: str) -> None:
 
 def _user_password(book: Book, name: str, hash: str) -> None:  # noqa: A002
     _user(book, name)["hash"] = str(hash)
+
+
+def _user_roles(book: Book, name: str, roles: list[str]) -> None:
+    """Exactly these, whether they exist (yet) or not; v2 allows that."""
+    if book.enabled and name == ROOT and ROOT not in roles:
+        raise AuthError("invalid auth management", "root keeps its role while authentication is on")
+    _user(book, name)["roles"] = sorted({str(role) for role in roles})
 
 
 def _user_grant(book: Book, name: str, role: str) -> None:
@@ -235,7 +244,7 @@ def _disable(book: Book) -> None:
 
 _VERBS: dict[str, Any] = {
     "user_add": _user_add, "user_delete": _user_delete, "user_password": _user_password,
-    "user_grant": _user_grant, "user_revoke": _user_revoke, "role_add": _role_add,
+    "user_roles": _user_roles, "user_grant": _user_grant, "user_revoke": _user_revoke, "role_add": _role_add,
     "role_delete": _role_delete, "role_grant": _role_grant, "role_revoke": _role_revoke,
     "enable": _enable, "disable": _disable,
 }  # fmt: skip

@@ -22,6 +22,8 @@ from .store import (
 
 #: Operations, or comparisons, in one level of a transaction.
 TXN_OPERATIONS_MAX = 128
+#: Operations and comparisons on all levels together.
+TXN_TOTAL_MAX = 512
 #: How deep transactions may nest.
 TXN_DEPTH_MAX = 4
 #: Most revisions of history, and least age (ms), that a cluster may be told to keep.
@@ -201,6 +203,8 @@ def _decide(store: Store, compares: list[Any], success: list[Any], failure: list
         if step[0] == "txn":
             inner = _decide(store, step[1], step[2], step[3], outer)
         elif step[0] == "put":
+            if outer and step[1].startswith(OWN_PREFIX):
+                raise StoreError("own_key", "keys below /_argosy/ are Argosy's own")
             _check_put(store, step[1], step[2], step[3] if len(step) > 3 else 0)
         elif step[0] == "range" and len(step) > 3:
             store._check_revision(step[3][0])
@@ -249,19 +253,28 @@ def _holds(item: Item | None, target: str, operator: str, operand: Any) -> bool:
     return bool(actual > operand) if operator == ">" else bool(actual < operand)
 
 
-def check_txn(compares: list[Any], success: list[Any], failure: list[Any], depth: int = 1) -> None:
-    """Raise :class:`StoreError` for too many operations, or one key that is written twice."""
+def check_txn(compares: list[Any], success: list[Any], failure: list[Any], depth: int = 1) -> int:
+    """Raise :class:`StoreError` for too many operations, or one key that is written twice.
+
+    Returns how many operations there are on all levels.
+    """
     if max(len(compares), len(success), len(failure)) > TXN_OPERATIONS_MAX:
         raise StoreError(
             "too_many_operations", f"a transaction holds at most {TXN_OPERATIONS_MAX} operations"
         )
     if depth > TXN_DEPTH_MAX:
         raise StoreError("too_many_operations", f"transactions nest at most {TXN_DEPTH_MAX} deep")
+    total = len(compares) + len(success) + len(failure)
     for branch in (success, failure):
         for step in branch:
             if step[0] == "txn":
-                check_txn(step[1], step[2], step[3], depth + 1)
-        _writes(branch)
+                total += check_txn(step[1], step[2], step[3], depth + 1)
+    if total > TXN_TOTAL_MAX:
+        raise StoreError("too_many_operations", f"a transaction holds at most {TXN_TOTAL_MAX} on all levels")
+    if depth == 1:
+        for branch in (success, failure):
+            _writes(branch)
+    return total
 
 
 _Ranges = list[tuple[bytes, bytes | None]]

@@ -23,13 +23,13 @@ def text(value: Any) -> bool:
 
 
 def number(value: Any) -> bool:
-    """A number from zero on; True is none."""
-    return type(value) is int and value >= 0
+    """A number from zero on, of 63 bits; True is none."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def whole(value: Any) -> bool:
-    """A whole number of either sign."""
-    return type(value) is int
+    """A whole number of either sign, of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def flag(value: Any) -> bool:
@@ -94,7 +94,7 @@ SHAPES: dict[str, tuple[tuple[Check, ...], int]] = {
     "txn": ((each(compare), each(step), each(step), flag), 1),
     "delete": ((data, optional(data), flag), 2),
     "lease_grant": ((number, whole), 0),
-    "lease_revoke": ((each(number),), 0),
+    "lease_revoke": ((each(number), flag), 1),
     "compact": ((whole,), 0),
     "history": ((number, number), 0),
     "lock": ((text, text, table), 0),

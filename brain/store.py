@@ -11,6 +11,7 @@ The etcd v2 tree (directories, TTL) is a view over the same keys: see ``brain/tr
 from __future__ import annotations
 
 import heapq
+import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from sortedcontainers import SortedDict
 
 from . import locks, shapes
 from .image import Image
+
+logger = logging.getLogger("argosy.store")
 
 #: Revisions kept for reads and watches that start in the past, unless the cluster was told otherwise.
 HISTORY_REVISIONS = 10_000
@@ -33,6 +36,9 @@ VERSION_BYTES = 160
 #: Lowest and highest time to live of a lease, in seconds.
 LEASE_TTL_S_MIN = 1
 LEASE_TTL_S_MAX = 9_000_000_000
+#: Longest key, in bytes, and most elements of a path in the v2 tree.
+TREE_KEY_BYTES_MAX = 4096
+TREE_DEPTH_MAX = 100
 #: Keys of Argosy itself; out of reach of the open doors.
 OWN_PREFIX = b"/_argosy/"
 LOCKS_PREFIX = OWN_PREFIX + b"locks/"
@@ -79,6 +85,11 @@ class TreeNote(NamedTuple):
 def weight(key: bytes, item: Item) -> int:
     """Bytes that one version of a key is counted with."""
     return len(key) + len(item.value) + VERSION_BYTES
+
+
+def in_tree(key: bytes) -> bool:
+    """Whether a key is short and shallow enough for the v2 tree; v3 may have others as well."""
+    return len(key) <= TREE_KEY_BYTES_MAX and key.count(b"/") <= TREE_DEPTH_MAX
 
 
 class Event(NamedTuple):
@@ -160,11 +171,36 @@ class Store:
         try:
             result = operation(self, *command[1:])
         except StoreError as error:
-            assert not self._changes, "a refused command must change nothing"
+            self._undo()
             return error, []
+        except Exception as error:  # a fault of ours: it must not end every peer, now and at each start
+            logger.exception("the command %r could not be applied; it is passed over on every peer alike", name)
+            self._undo()
+            return StoreError("fault", f"{name}: {type(error).__name__}"), []
         if self.revision == before:
             return result, []
         return result, self._fresh_events(before)
+
+    def _undo(self) -> None:
+        """Take back what an unfinished revision has changed."""
+        for key, item, prev in reversed(self._changes):
+            if item is not None:
+                self.bytes_live -= weight(key, item)
+                del self.live[key]
+                if item.lease in self.leases:
+                    self.leases[item.lease].keys.discard(key)
+            if prev is not None:
+                self.live[key] = prev
+                versions = self.history[key]
+                versions.pop()
+                if not versions:
+                    del self.history[key]
+                moved = weight(key, prev)
+                self.bytes_live += moved
+                self.bytes_history -= moved
+                if prev.lease in self.leases:
+                    self.leases[prev.lease].keys.add(key)
+        self._changes, self._note = [], None
 
     def _fresh_events(self, before: int) -> list[Event]:
         count = self.revision - before  # every revision is one event
@@ -254,7 +290,7 @@ class Store:
 
     def _make_parents(self, key: bytes, revision: int) -> None:
         """Directories of the v2 tree above a new key; odd keys are outside the tree."""
-        if not key.startswith(b"/"):
+        if not key.startswith(b"/") or not in_tree(key):
             return
         try:
             path = key.decode("utf-8")
@@ -404,10 +440,17 @@ class Store:
         self.leases[lease] = Lease(ttl_ms)
         return {"lease": lease, "ttl_ms": ttl_ms}
 
-    def _op_lease_revoke(self, leases: list[int]) -> dict[str, Any]:
+    def is_own_lease(self, lease: int) -> bool:
+        """Whether a lease holds keys of Argosy itself: out of reach of the open doors."""
+        held = self.leases.get(lease)
+        return held is not None and any(key.startswith(OWN_PREFIX) for key in held.keys)
+
+    def _op_lease_revoke(self, leases: list[int], outer: bool = False) -> dict[str, Any]:
         """End leases and delete their keys, in one revision; unknown ids are passed over."""
         gone = 0
         for lease in leases:
+            if outer and self.is_own_lease(lease):
+                continue
             held = self.leases.pop(lease, None)
             if held is None:
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import Any, NamedTuple
 
-from .store import Dir, Item, Store, StoreError, TreeNote, operation
+from .store import TREE_DEPTH_MAX, Dir, Item, Store, StoreError, TreeNote, operation
 
 #: etcd's messages by error number; the HTTP status goes with the door.
 MESSAGES = {
@@ -88,8 +88,7 @@ def get(store: Store, path: str, recursive: bool = False, sort: bool = False) ->
     if item is not None and path != "/":
         return file_node(path, item)
     if not is_dir(store, path):
-        _refuse_file_above(store, path)
-        raise TreeError(100, path, store.revision)
+        raise _missing(store, path)
     return _dir_node(store, path, depth=-1 if recursive else 1)
 
 
@@ -99,6 +98,8 @@ def file_node(path: str, item: Item) -> Node:
 
 
 def _dir_node(store: Store, path: str, depth: int) -> Node:
+    if path.count("/") >= TREE_DEPTH_MAX:  # what v3 has put deeper is not in the tree
+        depth = 0
     nodes = None if depth == 0 else tuple(_children(store, path, depth - 1))
     remembered = store.dirs.get(path)
     if remembered is None:
@@ -154,6 +155,19 @@ def _refuse_file_above(store: Store, path: str) -> None:
         if above.encode() in store.live:
             raise TreeError(104, above, store.revision)
         at = path.find("/", at + 1)
+
+
+def _missing(store: Store, path: str) -> TreeError:
+    """Error 100 names the first element of the path that is not there; a file above is 104."""
+    at = path.find("/", 1)
+    while at > 0:
+        above = path[:at]
+        if above.encode() in store.live:
+            return TreeError(104, above, store.revision)
+        if not is_dir(store, above):
+            return TreeError(100, above, store.revision)
+        at = path.find("/", at + 1)
+    return TreeError(100, path, store.revision)
 
 
 def _prev_node(store: Store, path: str) -> Node | None:
@@ -244,8 +258,7 @@ def _update(
     if item is None:
         if is_dir(store, path):
             return _update_dir(store, path, value, ttl_ms)
-        _refuse_file_above(store, path)
-        raise TreeError(100, path, store.revision)
+        raise _missing(store, path)
     prev = file_node(path, item)
     kept = item.value if refresh or value is None else value
     new = store._put(path.encode(), kept, 0, _expiry(store, ttl_ms))
@@ -282,8 +295,7 @@ def _compare_and_swap(
     if item is None:
         if is_dir(store, path):
             raise TreeError(102, path, store.revision)
-        _refuse_file_above(store, path)
-        raise TreeError(100, path, store.revision)
+        raise _missing(store, path)
     _compare(store, item, prev_value, prev_index)
     prev = file_node(path, item)
     new = store._put(path.encode(), item.value if refresh else value, 0, _expiry(store, ttl_ms))
@@ -299,8 +311,7 @@ def _delete(store: Store, path: str, directory: bool, recursive: bool) -> Outcom
     if item is not None:
         return _remove_file(store, path, item, "delete")
     if not is_dir(store, path):
-        _refuse_file_above(store, path)
-        raise TreeError(100, path, store.revision)
+        raise _missing(store, path)
     if not (directory or recursive):
         raise TreeError(102, path, store.revision)
     if not recursive and not _is_empty(store, path):
@@ -318,8 +329,7 @@ def _compare_and_delete(
     if item is None:
         if is_dir(store, path):
             raise TreeError(102, path, store.revision)
-        _refuse_file_above(store, path)
-        raise TreeError(100, path, store.revision)
+        raise _missing(store, path)
     _compare(store, item, prev_value, prev_index)
     return _remove_file(store, path, item, "compareAndDelete")
 

@@ -123,17 +123,17 @@ class Gateway(Actor):
             AdminRequest(self, request).run()
         elif path not in _PAGES:
             self.plain(request, 404, "404 page not found")
-        elif request.method not in ("GET", "HEAD"):
-            self.plain(request, 405, "Method Not Allowed")
+        elif request.method != "GET":
+            self.plain(request, 405, "Method Not Allowed", "GET")
         else:
             _PAGES[path](self, request)
 
     @staticmethod
-    def plain(request: Request, status: int, text: str) -> None:
-        """A line of text."""
-        headers = {**CORS, "X-Content-Type-Options": "nosniff"} if status == 404 else dict(CORS)
+    def plain(request: Request, status: int, text: str, allow: str = "HEAD,GET,PUT,POST,DELETE") -> None:
+        """A line of text; ``allow`` goes with status 405."""
+        headers = {**CORS, "X-Content-Type-Options": "nosniff"}
         if status == 405:
-            headers["Allow"] = "HEAD,GET,PUT,POST,DELETE"
+            headers["Allow"] = allow
         request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8", headers)
 
     # -- what requests use -----------------------------------------------------------------
@@ -210,9 +210,9 @@ class Gateway(Actor):
 
         def done(full: Any, error: BaseException | None) -> None:
             if error is None and not full:
-                request.answer(200, b'{"health":"true"}', headers=CORS)
+                request.answer(200, b'{"health":"true"}', "text/plain; charset=utf-8", CORS)
             else:
-                request.answer(503, b'{"health":"false"}', headers=CORS)
+                request.answer(503, b'{"health":"false"}', "text/plain; charset=utf-8", CORS)
 
         quota = self.peer().settings.quota_bytes
         self.ask(Query(lambda store: store.size > quota, True, HEALTH_S_MAX), done)

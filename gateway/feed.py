@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from actors.raft_messages import Query, Unwatch, Watch, Watched
-from brain.store import Event
+from brain.store import Event, Store
 
+#: Bytes of history that are taken from the store at a time.
+PIECE_BYTES = 1024 * 1024
 #: Seconds to wait for a leader before a watch "from now" is refused.
 NOW_S_MAX = 5.0
 
@@ -40,6 +42,9 @@ class Door(Protocol):
 
     def tell(self, message: Any) -> None:
         """Tell the brain."""
+
+    def store(self) -> Store:
+        """This host's copy of the store."""
 
 
 class Feed:
@@ -72,7 +77,7 @@ class Feed:
         self._door.feeds.add(self)
         if self.next:
             self._door.ask(
-                Watch(self._key, self._end, self.next, self),
+                Watch(self._key, self._end, self.next, self, PIECE_BYTES),
                 lambda answer, error: self._opened(attempt, answer, error),
             )
         else:  # a peer that has just started must first hear how far the log is decided
@@ -115,6 +120,13 @@ class Feed:
         if self._open:
             self._door.tell(Unwatch(self._watch))
 
+    @property
+    def told_up_to(self) -> int:
+        """The revision up to which the reader has had everything."""
+        if self._open and not self._paused:
+            return max(self.next - 1, self._door.store().revision)
+        return self.next - 1
+
     def offer(self, message: Watched) -> bool:
         """The brain delivers; False ends the watch there."""
         if self.closed or self._paused:
@@ -132,12 +144,17 @@ class Feed:
         if error is not None:
             self._end_with(error)
             return
-        self._watch, self._open = answer.watch, True
+        if answer.watch:
+            self._watch, self._open = answer.watch, True
         if not self._started:
             self._started = True
             self._reader.watching(answer.revision)
         early, self._early = self._early, []
-        if early and not self.closed and not self._hand(early):
+        kept = not early or self.closed or self._hand(early)
+        if not answer.watch:  # there is more history: the next piece, or later when the reader is behind
+            if kept and not self.closed:
+                self.open()
+        elif not kept:
             self._door.tell(Unwatch(self._watch))
 
     def _hand(self, events: list[Event]) -> bool:

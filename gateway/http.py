@@ -7,11 +7,14 @@ Limits are named; a client that breaks one is told so and disconnected.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import httptools
+
+logger = logging.getLogger("argosy.http")
 
 #: Largest request body, in bytes (etcd's limit for forms).
 BODY_BYTES_MAX = 10 * 1024 * 1024
@@ -229,7 +232,7 @@ class _Connection(asyncio.Protocol):
         request.body = b"".join(self._body)
         if self._active is None:
             self._active = request
-            self._server.dispatch(request)
+            self._server.take(request)
         elif len(self._waiting) >= PIPELINE_MAX:
             raise _TooLarge(400, f"pipeline_max: {PIPELINE_MAX} requests wait on this connection")
         else:
@@ -255,7 +258,7 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         elif self._waiting:
             self._active = self._waiting.popleft()
-            self._server.dispatch(self._active)
+            self._server.take(self._active)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -276,6 +279,14 @@ class HttpServer:
         self.connections: set[_Connection] = set()
         self.cut_off = 0
         self._servers: list[asyncio.AbstractServer] = []
+
+    def take(self, request: Request) -> None:
+        """Hand one over; a fault in what answers it is one refused request, and no more."""
+        try:
+            self.dispatch(request)
+        except Exception:
+            logger.exception("%s %s could not be answered", request.method, request.path[:200])
+            request.answer(500, b"the request could not be answered; the host's log says why\n", "text/plain; charset=utf-8")
 
     async def listen(self, host: str, port: int) -> None:
         """Open one address; raises ``OSError`` if it is taken."""

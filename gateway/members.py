@@ -30,12 +30,13 @@ class Member(NamedTuple):
 
 
 class MemberError(Exception):
-    """A change that cannot be made: HTTP status of v2, gRPC code of v3, and etcd's sentence."""
+    """A change that cannot be made: HTTP status of v2, gRPC code of v3, and etcd's sentences."""
 
-    def __init__(self, status: int, code: int, text: str) -> None:
+    def __init__(self, status: int, code: int, text: str, v2_text: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.code = code
+        self.v2_text = v2_text or text
 
 
 def number_of(ident: str) -> int:
@@ -69,11 +70,11 @@ def address_of(urls: list[str]) -> str:
     """The transport address in peer URLs; raises :class:`MemberError`."""
     if len(urls) != 1:
         raise MemberError(400, 3, "a member has exactly one peer URL here")
-    parts = urlsplit(urls[0])
     try:
+        parts = urlsplit(urls[0])
         port = parts.port
     except ValueError:
-        port = None
+        raise MemberError(400, 3, f"URL address does not have the form \"host:port\": {urls[0]}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
         raise MemberError(400, 3, f"URL scheme must be http, https, and it needs a port: {urls[0]}")
     return f"{parts.hostname}:{port}"
@@ -82,7 +83,7 @@ def address_of(urls: list[str]) -> str:
 def _refuse_taken(members: list[Member], address: str, but: str = "") -> None:
     for member in members:
         if member.id != but and any(url.endswith("://" + address) for url in member.peer_urls):
-            raise MemberError(409, 9, "etcdserver: Peer URLs already exists")
+            raise MemberError(409, 9, "etcdserver: Peer URLs already exists", "membership: peerURL exists")
 
 
 def addition(members: list[Member], urls: list[str], secure: bool) -> ChangeConfig:

@@ -51,6 +51,7 @@ class Form:
     """Query and body of one request, merged; the first value of a name wins."""
 
     def __init__(self, query: str, body: bytes, content_type: str) -> None:
+        """``body``: of a PUT or POST only; etcd does not look into that of another method."""
         self._values: dict[str, str] = {}
         try:
             if body and content_type.startswith("application/x-www-form-urlencoded"):

@@ -8,12 +8,22 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from actors.raft_messages import BrainError, Propose, Query, Status
 from brain import auth, tree
 from brain.auth import READ, ROOT, WRITE
 from brain.raft import Role
-from brain.store import OWN_PREFIX, Event, Store, StoreError, prefix_end
+from brain.store import (
+    OWN_PREFIX,
+    TREE_DEPTH_MAX,
+    TREE_KEY_BYTES_MAX,
+    Event,
+    Store,
+    StoreError,
+    in_tree,
+    prefix_end,
+)
 from brain.tree import TreeError
 
 from . import members, v2
@@ -75,8 +85,12 @@ class KeysRequest:
         request = self.request
         try:
             self.path = v2.path_of(request.path)
-            self.form = Form(request.query, request.body, request.header("content-type"))
+            body = request.body if request.method in ("PUT", "POST") else b""
+            self.form = Form(request.query, body, request.header("content-type"))
             key = self.path.encode("utf-8")  # a key of the tree is text
+            if request.method in ("PUT", "POST") and not in_tree(key):
+                limits = f"{TREE_KEY_BYTES_MAX} bytes and {TREE_DEPTH_MAX} elements"
+                raise FormError(210, f"a path of this tree has at most {limits}")
             if (key + b"/").startswith(OWN_PREFIX):
                 raise FormError(110, "keys below /_argosy are Argosy's own")
             reads = request.method in ("GET", "HEAD")
@@ -235,27 +249,31 @@ class AdminRequest:
 
     def _identified(self, known: bool, user: str | None) -> None:
         self._user = user
-        parts = [part for part in self.request.path.split("/")[2:] if part]
+        parts = [unquote(part) for part in self.request.path.split("/")[2:] if part]
         method = self.request.method
-        function = _ADMIN.get((parts[0], method if method != "HEAD" else "GET"))
+        heads = method == "HEAD" and parts[0] == "machines"
+        function = _ADMIN.get((parts[0], "GET" if heads else method))
         try:
             if function is None:
-                known_verbs = [verb for kind, verb in _ADMIN if kind == parts[0]]
-                raise _Refusal(405, "Method Not Allowed") if known_verbs else _Refusal(404, "404 page not found")
-            open_to_all = method in ("GET", "HEAD") and parts[0] != "auth"
+                verbs = _ALLOW.get(parts[0])
+                raise _Refusal(405, "Method Not Allowed", verbs) if verbs else _Refusal(404, "404 page not found")
+            open_to_all = method in ("GET", "HEAD") and (parts[0] != "auth" or parts[1:] == ["enable"])
             if not known or not (open_to_all or self.door.access.is_root(user)):
                 raise MemberError(401, 16, REFUSED)
             function(self, parts[1:])
         except _Refusal as error:
-            self.door.plain(self.request, error.status, str(error))
+            self.door.plain(self.request, error.status, str(error), error.allow)
         except MemberError as error:
-            self.message(error.status, str(error))
+            self.message(error.status, error.v2_text)
 
     def message(self, status: int, text: str) -> None:
         """etcd's error of these paths."""
-        self.request.answer(status, v2.dumps({"message": text})[:-1], headers=self._headers())
+        headers = dict(self.door.cors) if status == 401 else self._headers()
+        self.request.answer(status, v2.dumps({"message": text})[:-1], headers=headers)
 
     def _headers(self) -> dict[str, str]:
+        if self.request.path.startswith(_NAMELESS):
+            return dict(self.door.cors)
         return {**self.door.cors, "X-Etcd-Cluster-Id": self.door.cluster_id}
 
     def reply(self, value: Any, status: int = 200, newline: bool = True) -> None:
@@ -275,7 +293,10 @@ class AdminRequest:
                 try:
                     then(value)
                 except MemberError as refusal:
-                    self.message(refusal.status, str(refusal))
+                    self.message(refusal.status, refusal.v2_text)
+                except Exception:
+                    logger.exception("request for %s failed", self.request.path)
+                    self.message(503, "the request could not be answered")
 
         self.door.ask(message, done)
 
@@ -433,7 +454,11 @@ class AdminRequest:
 
     def _user_json(self, book: auth.Book, name: str) -> dict[str, Any]:
         roles = book.users[name]["roles"]
-        return {"user": name, "roles": [_role_json(book, role) for role in roles]}
+        for role in roles:
+            if role not in book.roles and role != ROOT:
+                raise MemberError(404, 5, f"auth: Role {role} does not exist.")
+        shown = [_role_json(book, role) for role in roles]
+        return {"user": name, "roles": shown} if shown else {"user": name}
 
     def auth_put(self, rest: list[str]) -> None:
         """Enable, or make or change a user or role."""
@@ -454,7 +479,7 @@ class AdminRequest:
             if then is not None:
                 then()
             else:
-                self.request.answer(200, b"", "", self._headers())
+                self.request.answer(200, b"", "application/json", self._headers())
 
         self.ask(Propose(["auth", verb, arguments], REQUEST_S_MAX), done)
 
@@ -463,35 +488,42 @@ class AdminRequest:
         if given.get("user") != name:
             raise MemberError(400, 3, "User JSON name does not match the name in the URL")
         password = given.get("password") or ""
+        if type(password) is not str or not _is_text(password) or not _is_text(name):
+            raise MemberError(400, 3, "Invalid JSON in request body.")
         roles, grant, revoke = (_names(given, field) for field in ("roles", "grant", "revoke"))
         exists = name in book.users
         if roles and (grant or revoke):
             raise MemberError(400, 3, "User JSON contains both roles and grant/revoke")
         if (grant or revoke) and not exists:
-            raise MemberError(404, 5, f"auth: User {name} doesn't exist.")
+            raise MemberError(404, 5, f"auth: User {name} does not exist.")
+        if not password and (roles or not exists):
+            raise MemberError(400, 3, f"auth: Cannot create user {name} with an empty password")
         if roles and exists:
             raise MemberError(409, 9, f"auth: User {name} already exists.")
-        if not exists and not password:
-            raise MemberError(400, 3, f"auth: Cannot create user {name} with an empty password")
         mine = set(book.users[name]["roles"]) if exists else set(roles) | ({ROOT} if name == ROOT else set())
         if mine & set(grant):
             raise MemberError(409, 9, f"auth: Granting duplicate role {min(mine & set(grant))} for user {name}")
         if set(revoke) - mine:
             raise MemberError(409, 9, f"auth: Revoking ungranted role {min(set(revoke) - mine)} for user {name}")
-        result = sorted((mine | set(grant)) - set(revoke))
+        result = roles or sorted((mine | set(grant)) - set(revoke))
 
-        def hashed(digest: str) -> None:
+        def hashed(digest: Any) -> None:
+            if digest is None:
+                self.message(503, "the password could not be hashed")
+                return
             changes: list[Any] = []
             if not exists:
                 changes.append(["user_add", {"name": name, "hash": digest, "roles": result}])
             elif password:
                 changes.append(["user_password", {"name": name, "hash": digest}])
-            changes += [["user_grant", {"name": name, "role": role}] for role in grant]
-            changes += [["user_revoke", {"name": name, "role": role}] for role in revoke]
+            if exists and (grant or revoke):  # v2 looks whether a role exists only when it is used
+                changes.append(["user_roles", {"name": name, "roles": result}])
             created = not exists and not roles  # etcd says 200 for one that is created with roles
             self._commit(
                 "all", {"changes": changes},
-                lambda: self.reply({"user": name, "roles": result}, 201 if created else 200),
+                lambda: self.reply(
+                    {"user": name, "roles": result or ([] if exists else None)}, 201 if created else 200
+                ),
             )  # fmt: skip
 
         if password:
@@ -514,16 +546,24 @@ class AdminRequest:
             wanted = _rights(given.get("permissions"))
         else:
             if not exists:
-                raise MemberError(404, 5, f"auth: Role {name} doesn't exist.")
+                raise MemberError(404, 5, f"auth: Role {name} does not exist.")
             wanted = _rights(given.get("grant"))
         held = {(key, end): right for right, key, end in book.roles.get(name, ())}
+        for letter, kind in ((READ, "read"), (WRITE, "write")):
+            for where, right in wanted.items():
+                if letter in right and letter in held.get(where, ""):
+                    shown = auth.range_pattern(*where)
+                    raise MemberError(409, 9, f"auth: Granting duplicate {kind} permission {shown}")
         for where, right in wanted.items():
             both = "".join(r for r in READ + WRITE if r in right + held.get(where, ""))
             changes.append(["role_grant", {"name": name, "right": both, "key": where[0], "end": where[1]}])
         for where, right in _rights(given.get("revoke")).items():
-            if where not in held and where not in wanted:
-                raise MemberError(409, 9, "auth: Revoking ungranted permission")
+            if not set(right) & set(held.get(where, "")):
+                continue
             changes.append(["role_revoke", {"name": name, "right": right, "key": where[0], "end": where[1]}])
+
+        if exists and not changes:
+            raise MemberError(400, 3, "auth: Role not updated. Use grant/revoke to update the role.")
 
         def done() -> None:
             self.reply(_role_json(self.door.access.book(), name), 200 if exists else 201)
@@ -556,9 +596,10 @@ class AdminRequest:
 class _Refusal(Exception):
     """Answered in plain text."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, allow: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.allow = allow
 
 
 def _auth_refusal(error: auth.AuthError) -> tuple[int, str]:
@@ -578,6 +619,14 @@ def _names(given: dict[str, Any], field: str) -> list[str]:
     if type(names) is not list or not all(type(name) is str for name in names):
         raise MemberError(400, 3, "Invalid JSON in request body.")
     return names
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rights(permissions: Any) -> dict[tuple[bytes, bytes | None], str]:
@@ -606,6 +655,10 @@ def _role_json(book: auth.Book, name: str) -> dict[str, Any]:
     return {"role": name, "permissions": {"kv": {"read": sorted(rights[READ]), "write": sorted(rights[WRITE])}}}
 
 
+#: Paths whose answers do not name the cluster.
+_NAMELESS = ("/v2/machines", "/v2/stats")
+#: What etcd says is allowed, in its order.
+_ALLOW = {"machines": "GET,HEAD", "members": "GET,POST,DELETE,PUT", "stats": "GET", "auth": "GET,PUT,DELETE"}
 _ADMIN: dict[tuple[str, str], Any] = {
     ("machines", "GET"): AdminRequest.machines,
     ("members", "GET"): AdminRequest.members_get,

@@ -24,6 +24,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "too_many_operations": (3, "etcdserver: too many operations in txn request"),
     "compacted": (11, "etcdserver: mvcc: required revision has been compacted"),
     "future_revision": (11, "etcdserver: mvcc: required revision is a future revision"),
+    "own_key": (7, "etcdserver: permission denied"),
     "no_space": (8, "etcdserver: mvcc: database space exceeded"),
     "too_large": (3, "etcdserver: request is too large"),
     "overloaded": (8, "etcdserver: too many requests"),
@@ -149,16 +150,22 @@ def _op_of(m: dict[str, Any]) -> list[Any]:
     raise V3Error(3, "etcdserver: key not found")
 
 
-def needs_of_txn(command: list[Any]) -> list[tuple[str, bytes, bytes | None]]:
-    """(right, key, end) of everything a transaction may touch."""
-    needs: list[tuple[str, bytes, bytes | None]] = [(auth.READ, c[0], c[4]) for c in command[1]]
-    for step in (*command[2], *command[3]):
-        if step[0] == "txn":
-            needs += needs_of_txn(step)
-        elif step[0] == "range":
-            needs.append((auth.READ, step[1], step[2]))
+def needs_of_txn(m: dict[str, Any]) -> list[tuple[str, bytes, bytes | None]]:
+    """(right, key, end) of everything a transaction may touch, or show."""
+    needs: list[tuple[str, bytes, bytes | None]] = []
+    needs += [(auth.READ, c["key"], end_of(c["range_end"])) for c in m["compare"]]
+    for op in (*m["success"], *m["failure"]):
+        if op["request_txn"] is not None:
+            needs += needs_of_txn(op["request_txn"])
+        elif op["request_range"] is not None:
+            asked = op["request_range"]
+            needs.append((auth.READ, asked["key"], end_of(asked["range_end"])))
         else:
-            needs.append((auth.WRITE, step[1], step[2] if step[0] == "delete" else None))
+            asked = op["request_put"] or op["request_delete_range"]
+            end = end_of(asked.get("range_end", b""))
+            needs.append((auth.WRITE, asked["key"], end))
+            if asked["prev_kv"]:
+                needs.append((auth.READ, asked["key"], end))
     return needs
 
 

@@ -82,7 +82,8 @@ class V3Request:
                 self.refuse(error)
 
     def _plain(self, status: int, text: str) -> None:
-        self.request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8", self.door.cors)
+        headers = {**self.door.cors, "X-Content-Type-Options": "nosniff"}
+        self.request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8", headers)
 
     def _identify(self, path: str) -> None:
         book = self.door.access.book()
@@ -150,6 +151,9 @@ class V3Request:
                 self.refuse(V3Error(refusal.code, str(refusal)))
             except V3Error as refusal:
                 self.refuse(refusal)
+            except Exception:
+                logger.exception("request for %s failed", self.request.path)
+                self.refuse(V3Error(13, "etcdserver: the request could not be answered"))
 
         self.door.ask(message, done)
 
@@ -204,7 +208,7 @@ class V3Request:
     def txn(self, m: dict[str, Any]) -> None:
         """``/kv/txn``; one that only reads does not go through the log."""
         command = v3.txn_of(m)
-        for need in v3.needs_of_txn(command):
+        for need in v3.needs_of_txn(m):
             self.need(*need)
 
         def done(result: Any) -> None:
@@ -239,31 +243,31 @@ class V3Request:
     def lease_revoke(self, m: dict[str, Any]) -> None:
         """``/lease/revoke``."""
         lease = m["ID"]
-        for key in self._lease_keys(lease):
-            self.need(auth.WRITE, key)
+        if lease <= 0:
+            raise V3Error(*v3.ERRORS["lease_not_found"])
 
         def done(result: Any) -> None:
             if not result["revoked"]:
                 raise V3Error(*v3.ERRORS["lease_not_found"])
             self.reply(result["revision"])
 
-        if lease <= 0:
-            raise V3Error(*v3.ERRORS["lease_not_found"])
-        self.propose(["lease_revoke", [lease]], done)
+        def looked(keys: list[bytes]) -> None:
+            for key in keys:
+                self.need(auth.WRITE, key)
+            self.propose(["lease_revoke", [lease], True], done)
 
-    def _lease_keys(self, lease: int) -> list[bytes]:
-        held = self.door.store().leases.get(lease)
-        return sorted(held.keys) if held is not None else []
+        self.query(lambda store: _lease_keys(store, lease), looked)
 
     def lease_keepalive(self, messages: list[dict[str, Any]]) -> None:
         """``/lease/keepalive``: an answer for every message."""
-        leases = [max(0, m["ID"]) for m in messages]
+        own = self.door.store().is_own_lease
+        leases = [m["ID"] if m["ID"] > 0 and not own(m["ID"]) else 0 for m in messages]
 
         def done(answer: Any) -> None:
             self.begin()
-            for lease in leases:
+            for m, lease in zip(messages, leases, strict=True):
                 ttl = answer.get(str(lease), 0) // 1000
-                self.send(header=self.header(), **lean(ID=lease, TTL=ttl))
+                self.send(header=self.header(), **lean(ID=m["ID"], TTL=ttl))
             self.request.end()
 
         self.ask(KeepAlive(leases), done)
@@ -271,23 +275,34 @@ class V3Request:
     def lease_time_to_live(self, m: dict[str, Any]) -> None:
         """``/lease/timetolive``."""
         lease = max(0, m["ID"])
-        keys = self._lease_keys(lease) if m["keys"] else []
-        for key in keys:
-            self.need(auth.READ, key)
+        keys: list[bytes] = []
 
-        def done(left_ms: Any) -> None:
-            held = self.door.store().leases.get(lease)
-            if left_ms < 0 or held is None:
+        def done(answer: Any) -> None:
+            left_ms, granted_ms = answer
+            if left_ms < 0:
                 self.reply(**lean(ID=lease), TTL="-1")
                 return
-            granted = held.ttl_ms // 1000
-            self.reply(**lean(ID=lease, TTL=left_ms // 1000, grantedTTL=granted, keys=[b64(k) for k in keys]))
+            shown = [b64(key) for key in keys] if m["keys"] else []
+            self.reply(**lean(ID=lease, TTL=left_ms // 1000, grantedTTL=granted_ms // 1000, keys=shown))
 
-        self.ask(TimeToLive(lease), done)
+        def looked(found: list[bytes]) -> None:
+            keys.extend(found)
+            if any(key.startswith(OWN_PREFIX) for key in keys):  # a machine's: not there for clients
+                done([-1, 0])
+                return
+            for key in keys if m["keys"] else []:
+                self.need(auth.READ, key)
+            self.ask(TimeToLive(lease), done)
+
+        self.query(lambda store: _lease_keys(store, lease), looked)
 
     def lease_leases(self, _: dict[str, Any]) -> None:
         """``/lease/leases``."""
-        self.query(lambda store: sorted(store.leases), lambda found: self.reply(**lean(leases=[lean(ID=n) for n in found])))
+
+        def look(store: Store) -> list[int]:
+            return [lease for lease in sorted(store.leases) if not store.is_own_lease(lease)]
+
+        self.query(look, lambda found: self.reply(**lean(leases=[lean(ID=lease) for lease in found])))
 
     # -- watching ------------------------------------------------------------------------------
 
@@ -328,16 +343,16 @@ class V3Request:
     def proclaim(self, m: dict[str, Any]) -> None:
         """``/election/proclaim``: another value, while still elected."""
         leader = m["leader"] or read("leader", {})
-        key = v3.need_key(leader["key"])
-        self.need(auth.WRITE, key)
+        put = v3.put_of({**read("put", {}), "key": leader["key"], "value": m["value"], "lease": leader["lease"]})
+        self.need(auth.WRITE, put[1])
 
         def done(result: Any) -> None:
             if not result["succeeded"]:
                 raise V3Error(2, "election: not leader")
             self.reply(result["revision"])
 
-        held = [[key, "create", "=", leader["rev"]]]
-        self.propose(["txn", held, [["put", key, m["value"], leader["lease"]]], [], True], done, grows=True)
+        held = [[put[1], "create", "=", leader["rev"]]]
+        self.propose(["txn", held, [put], [], True], done, grows=True)
 
     def leader(self, m: dict[str, Any]) -> None:
         """``/election/leader``."""
@@ -530,8 +545,15 @@ class V3Request:
     def _hashed(self, m: dict[str, Any], then: Callable[[str], None]) -> None:
         if m["options"] is not None and m["options"]["no_password"]:
             then("none")
-        else:
-            self.door.access.run(lambda: self.door.hash_password(m["password"]), then)
+            return
+
+        def hashed(digest: Any) -> None:
+            if digest is None:
+                self.refuse(V3Error(13, "etcdserver: the password could not be hashed"))
+            else:
+                then(digest)
+
+        self.door.access.run(lambda: self.door.hash_password(m["password"]), hashed)
 
     def user_add(self, m: dict[str, Any]) -> None:
         """``/auth/user/add``."""
@@ -578,6 +600,8 @@ class V3Request:
 
     def role_get(self, m: dict[str, Any]) -> None:
         """``/auth/role/get``."""
+        if not self.door.access.is_root(self.user) and m["role"] not in self.door.access.roles(self.user):
+            raise auth_error("permission denied")
         grants = self.door.access.book().roles.get(m["role"])
         if grants is None:
             raise auth_error("role name not found")
@@ -607,6 +631,11 @@ def _member(member: members.Member) -> dict[str, Any]:
         ID=member.number, name=member.name, peerURLs=member.peer_urls, clientURLs=member.client_urls,
         isLearner=member.learner,
     )  # fmt: skip
+
+
+def _lease_keys(store: Store, lease: int) -> list[bytes]:
+    held = store.leases.get(lease)
+    return sorted(held.keys) if held is not None else []
 
 
 def _alarms(status: dict[str, Any]) -> list[str]:

@@ -43,6 +43,8 @@ class Campaign:
         self._value = value
         self._then = then
         self._feed: Feed | None = None
+        self._hung_up = False
+        self._own_lease = not lease
         self.lease = lease
         self.key = b""
         self.created = 0
@@ -60,6 +62,9 @@ class Campaign:
         call.propose(["lease_grant", self.lease, OWN_LEASE_S * 1000], lambda _: self._claim(), grows=True)
 
     def _claim(self) -> None:
+        if self._hung_up:
+            self._give_up()
+            return
         self.key = b"%b/%x" % (self._name, self.lease)
         if self.key.startswith(OWN_PREFIX):
             raise v3.auth_error("permission denied")
@@ -70,6 +75,9 @@ class Campaign:
         )  # fmt: skip
 
     def _claimed(self, result: Any) -> None:
+        if self._hung_up:
+            self._give_up()
+            return
         _, item = result["responses"][-1].items[0]
         self.created = item.create
         if item.value != self._value:  # an earlier claim under this lease: it goes on with the new value
@@ -125,9 +133,16 @@ class Campaign:
 
     def _gone(self) -> None:
         """Whoever waited has hung up: give up the place."""
+        self._hung_up = True
         if self._feed is not None:
             self._feed.close()
         if self.key:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._own_lease:
+            self._call.door.tell(Propose(["lease_revoke", [self.lease], True]))
+        elif self.key:
             self._call.door.tell(Propose(["delete", self.key, None, True]))
 
 

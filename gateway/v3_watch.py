@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,7 @@ class _Watch:
     def watching(self, revision: int) -> None:
         """It stands."""
         self._stream.send(self.ident, revision, created=True)
+        self._stream.stands()
 
     def take(self, events: list[Event]) -> bool:
         """Send what the filters let through."""
@@ -81,11 +83,12 @@ class _Watch:
                 self.ident, 0, canceled=True, compact_revision=max(1, store.compacted), cancel_reason=behind
             )
         self._stream.forget(self.ident)
+        self._stream.stands()
 
     def remind(self) -> None:
         """Say how far the store is, if nothing was said for long."""
         if self.progress and self._quiet:
-            self._stream.send(self.ident, self._stream.door.store().revision)
+            self._stream.send(self.ident, self.feed.told_up_to)
         self._quiet = True
 
 
@@ -97,6 +100,8 @@ class WatchStream:
         self.door = call.door
         self._watches: dict[int, _Watch] = {}
         self._next = 0
+        self._requests: deque[dict[str, Any]] = deque()
+        self._creating = False
         self._stop: Callable[[], None] = lambda: None
         call.request.on_close = self._close
         call.request.on_drain = self._drained
@@ -108,13 +113,31 @@ class WatchStream:
 
     def take(self, messages: list[dict[str, Any]]) -> None:
         """Create, cancel and progress requests."""
-        for m in messages:
+        self._requests += messages
+        self._next_request()
+
+    def _next_request(self) -> None:
+        """One after the other: a watch stands, or has failed, before the next request is looked at."""
+        while self._requests and not self._creating:
+            m = self._requests.popleft()
             if m["create_request"] is not None:
                 self._create(m["create_request"])
             elif m["cancel_request"] is not None:
                 self._cancel(m["cancel_request"]["watch_id"])
             elif m["progress_request"] is not None:
-                self._call.send(header=self._call.header(), watch_id="-1")
+                self._report()
+
+    def _report(self) -> None:
+        """How far every watch of this stream has been told."""
+        told = [watch.feed.told_up_to for watch in self._watches.values()]
+        revision = min(told, default=self.door.store().revision)
+        self._call.send(header=self._call.header(revision), watch_id="-1")
+
+    def stands(self) -> None:
+        """The watch that was being created has an outcome."""
+        if self._creating:
+            self._creating = False
+            self._next_request()
 
     def send(self, ident: int, revision: int, events: list[Any] | None = None, **fields: Any) -> None:
         """One message."""
@@ -140,6 +163,7 @@ class WatchStream:
         if watch.progress:
             self._stop()
             self._stop = self.door.every(PROGRESS_S, self._remind).cancel
+        self._creating = True
         watch.feed.open()
 
     def _cancel(self, ident: int) -> None:

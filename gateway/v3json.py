@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any, NamedTuple
 
 from .v2 import dumps
@@ -35,6 +36,9 @@ class Many(NamedTuple):
 
 
 Schema = dict[str, Any]
+#: A number of 64 bits without a sign: the ids of members.
+UNSIGNED = "unsigned"
+_NUMBER = re.compile(r"-?[0-9]{1,20}")
 ORDER = Enum(("NONE", "ASCEND", "DESCEND"))
 TARGET = Enum(("KEY", "VERSION", "CREATE", "MOD", "VALUE"))
 RESULT = Enum(("EQUAL", "GREATER", "LESS", "NOT_EQUAL"))
@@ -70,10 +74,10 @@ SCHEMAS: dict[str, Schema] = {
     "lease_grant": {"TTL": int, "ID": int},
     "lease": {"ID": int, "keys": bool},
     "member_add": {"peerURLs": Many(str), "isLearner": bool},
-    "member": {"ID": int, "peerURLs": Many(str)},
-    "alarm": {"action": ALARM_ACTION, "memberID": int, "alarm": ALARM},
+    "member": {"ID": UNSIGNED, "peerURLs": Many(str)},
+    "alarm": {"action": ALARM_ACTION, "memberID": UNSIGNED, "alarm": ALARM},
     "hashkv": {"revision": int},
-    "move": {"targetID": int},
+    "move": {"targetID": UNSIGNED},
     "authenticate": {"name": str, "password": str},
     "user": {"name": str, "password": str, "options": "user_options"},
     "user_options": {"no_password": bool},
@@ -116,7 +120,7 @@ def documents(body: bytes) -> list[Any]:
             return found
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise BadMessage(f"the body is not JSON: {error}") from None
         found.append(value)
 
@@ -145,11 +149,13 @@ def read(schema: str, value: Any, depth: int = 0) -> dict[str, Any]:
 def _zero(kind: Any) -> Any:
     if isinstance(kind, Many):
         return []
-    return None if isinstance(kind, str) else 0 if isinstance(kind, Enum) else _ZERO[kind]
+    if kind is UNSIGNED or isinstance(kind, Enum):
+        return 0
+    return None if isinstance(kind, str) else _ZERO[kind]
 
 
 def _field(name: str, kind: Any, given: Any, depth: int) -> Any:
-    if isinstance(kind, str):
+    if isinstance(kind, str) and kind is not UNSIGNED:
         return read(kind, given, depth + 1)
     if isinstance(kind, Many):
         if type(given) is not list:
@@ -159,10 +165,15 @@ def _field(name: str, kind: Any, given: Any, depth: int) -> Any:
         return _enum(name, kind, given)
     if kind is bytes:
         return _bytes(name, given)
-    if kind is int:
-        return _int(name, given)
+    if kind is int or kind is UNSIGNED:
+        return _int(name, kind, given)
     if type(given) is not kind:
         raise BadMessage(f"{name} is a {kind.__name__}, not {json.dumps(given)[:40]}")
+    if kind is str:
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            raise BadMessage(f"{name} is not text in UTF-8") from None
     return given
 
 
@@ -186,16 +197,14 @@ def _bytes(name: str, given: Any) -> bytes:
         raise BadMessage(f"illegal base64 data at input byte {at}") from None
 
 
-def _int(name: str, given: Any) -> int:
+def _int(name: str, kind: Any, given: Any) -> int:
     if type(given) is str:
-        try:
-            given = int(given) if given else None
-        except ValueError:
-            given = None
+        given = int(given) if _NUMBER.fullmatch(given) else None
     if type(given) is float and given.is_integer():
         given = int(given)
-    if type(given) is not int or not -(2**63) <= given < 2**64:
-        raise BadMessage(f"{name} is a whole number of 64 bits")
+    low, high = (0, 2**64) if kind is UNSIGNED else (-(2**63), 2**63)
+    if type(given) is not int or not low <= given < high:
+        raise BadMessage(f"{name} is a whole number from {low} to {high - 1}")
     return given
 
 

@@ -221,5 +221,5 @@ def v3_view(answer: Answer, base: int) -> dict[str, Any]:
         "headers": headers_view(answer, base),
         "body": v3_body(answer.text, base),
         "end": answer.text[-1:] if not answer.text[-1:].isalnum() else "",
-        "spelled": spelled(answer.text),
+        "spelled": spelled(answer.text) if answer.status == 200 else {},
     }

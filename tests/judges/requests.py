@@ -106,15 +106,25 @@ def ask_v2(world: World, request: V2) -> dict[str, Any]:
     """One request; the view of the answer."""
     body = request.form(world)
     headers = {"Content-Type": request.content_type} if body is not None and request.content_type else {}
-    answer = world.server.outcome(request.method, request.target(world), body, headers)
+    answer, redirected = _followed(world, request.method, request.target(world), body, headers)
     ordered = request.first("sorted") in _TRUE
-    view = compare.v2_view(answer, world.base, ordered)
+    view = compare.v2_view(answer, world.base, ordered) | {"redirected": redirected}
     try:
         node = json.loads(answer.text).get("node", {})
         world.last = int(node.get("modifiedIndex", world.last))
     except (ValueError, AttributeError):
         pass
     return view
+
+
+def _followed(
+    world: World, method: str, target: str, body: bytes | None, headers: dict[str, str]
+) -> tuple[compare.Answer, bool]:
+    """An answer, and whether it took a redirection to get it: the state is the same then."""
+    answer = world.server.outcome(method, target, body, headers)
+    if answer.status != 301:
+        return answer, False
+    return world.server.outcome(method, answer.headers["location"], body, headers), True
 
 
 def wait_v2(world: World, request: V2, patience: float) -> dict[str, Any]:
@@ -130,9 +140,16 @@ def both_v2(theirs: World, ours: World, request: V2) -> list[Difference]:
     if request.waits:
         one = wait_v2(theirs, request, SILENCE_S)
         other = wait_v2(ours, request, 5.0 if one["body"] else SILENCE_S)
+        if one != other and _tells_of_hidden(one["body"], theirs, request):
+            return [Difference("hidden in history", one["body"], other["body"])]
     else:
         one, other = ask_v2(theirs, request), ask_v2(ours, request)
     return list(differences(one, other))
+
+
+def _tells_of_hidden(event: Any, world: World, request: V2) -> bool:
+    key = event["node"].get("key", "") if isinstance(event, dict) and "node" in event else ""
+    return "/_" in key.removeprefix(world.folder + request.path)
 
 
 # -- v3 --------------------------------------------------------------------------------------------
@@ -232,7 +249,8 @@ def ask_v3(world: World, request: V3) -> dict[str, Any]:
     """One message; the view of the answer."""
     body = request.body(world) if request.method != "GET" else None
     target = request.path if request.path.startswith("/") else f"/v3/{request.path}"
-    return compare.v3_view(world.server.outcome(request.method, target, body), world.base)
+    answer, redirected = _followed(world, request.method, target, body, {})
+    return compare.v3_view(answer, world.base) | {"redirected": redirected}
 
 
 def watch_v3(world: World, request: V3) -> dict[str, Any]:
@@ -249,7 +267,7 @@ def watch_v3(world: World, request: V3) -> dict[str, Any]:
     with world.server.stream("POST", "/v3/watch", request.body(world)) as stream:
         told["status"] = stream.status
         told["content-type"] = stream.headers.get("content-type")
-        while (line := stream.line(10.0)) is not None:
+        while (line := stream.line(3.0)) is not None:
             result = json.loads(line).get("result")
             if result is None:
                 return told | {"refused": compare.v3_body(line, world.base)}

@@ -1,0 +1,1308 @@
+"""The v3 door of three real peers, and v2 beside it: one keyspace, whatever goes wrong.
+
+The peers are the console script ``etcd``.  Every example that is not expected to fail also
+looks into what the peers logged: nothing may have failed there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import pytest
+
+from cli import local
+from gateway.v3_door import PATHS
+
+from ..judges.environment import etcd_under_test
+from ..judges.servers import Answer, Stream, plain_variables
+from .cluster import Cluster, port_offset, wait_until
+
+T = TypeVar("T")
+Made = Callable[..., Cluster]
+
+#: Seconds within which a healthy peer answers anything that need not wait.
+ANSWER_S = 8.0
+#: Seconds within which a cluster has a leader again, or an event has come.
+SOON_S = 15.0
+#: Words in a log that say that something broke.
+BROKEN = ("Traceback", " failed", "CRITICAL")
+ALL = {"key": "AA==", "range_end": "AA=="}
+
+
+def b64(data: bytes | str) -> str:
+    """Bytes as the gateway takes them."""
+    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+
+
+def text(data: str) -> str:
+    """The reverse, of what is text."""
+    return base64.b64decode(data).decode()
+
+
+def prefix(start: str) -> dict[str, str]:
+    """The range of all keys that start so."""
+    return {"key": b64(start), "range_end": b64(start[:-1].encode() + bytes([ord(start[-1]) + 1]))}
+
+
+class Peers:
+    """So many ``etcd`` processes, each of which may be killed and started again."""
+
+    def __init__(self, folder: Path, offset: int, founders: int, more: int = 0) -> None:
+        self.folder = folder
+        self.founders = founders
+        self.doors = [local.HTTP + n + offset for n in range(1, founders + more + 1)]
+        self.links = [local.TRANSPORT + n + offset for n in range(1, founders + more + 1)]
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._seen: dict[int, int] = {}
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def data(self, number: int) -> Path:
+        """The data directory of a peer."""
+        return self.folder / f"m{number}"
+
+    def log(self, number: int) -> Path:
+        """Where a peer's log goes."""
+        return self.folder / f"m{number}.log"
+
+    def start(self, number: int, existing: bool = False) -> None:
+        """Start a peer, for the first time or again."""
+        client, peer = f"http://127.0.0.1:{self.doors[number]}", f"http://127.0.0.1:{self.links[number]}"
+        members = sorted({*range(self.founders), number})
+        bound: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        command: list[str | Path] = [
+            *bound, etcd_under_test(), "--name", f"m{number}", "--data-dir", self.data(number),
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", ",".join(f"m{n}=http://127.0.0.1:{self.links[n]}" for n in members),
+            "--initial-cluster-state", "existing" if existing else "new",
+            "--initial-cluster-token", self.folder.name,
+        ]  # fmt: skip
+        with self.log(number).open("ab") as output:
+            self.processes[number] = subprocess.Popen(
+                command, cwd=self.folder, env=plain_variables(), stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, number: int) -> None:
+        """SIGKILL, and wait for the end."""
+        process = self.processes.pop(number)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+    def kill_all(self) -> None:
+        """The end."""
+        for number in list(self.processes):
+            self.kill(number)
+
+    def rss_mb(self, number: int) -> float:
+        """Resident memory of a peer."""
+        for line in Path(f"/proc/{self.processes[number].pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        raise AssertionError("no VmRSS")
+
+    # -- asking ----------------------------------------------------------------------------------
+
+    def ask(
+        self, number: int, method: str, target: str, body: bytes | None = None,
+        headers: dict[str, str] | None = None, seconds: float = ANSWER_S,
+    ) -> Answer:  # fmt: skip
+        """One request to a peer, on a connection of its own; raises when no answer comes."""
+        connection = HTTPConnection("127.0.0.1", self.doors[number], timeout=seconds)
+        try:
+            connection.request(method, target, body, headers or {})
+            answer = connection.getresponse()
+            found = answer.read().decode(errors="backslashreplace")
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, found)
+        finally:
+            connection.close()
+
+    def v3(
+        self, number: int, path: str, message: Any, token: str = "", seconds: float = ANSWER_S
+    ) -> Answer:  # fmt: skip
+        """One message to the gateway; bytes are sent as they are."""
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        headers = {"Authorization": token} if token else {}
+        return self.ask(number, "POST", f"/v3/{path}", body, headers, seconds)
+
+    def did(self, number: int, path: str, message: Any, token: str = "") -> Any:
+        """The same, which must succeed."""
+        answer = self.v3(number, path, message, token)
+        assert answer.status == 200, f"{path} {message}: {answer.status} {answer.text}"
+        return answer.json()
+
+    def v2(
+        self, number: int, method: str, key: str, form: dict[str, str] | None = None,
+        login: tuple[str, str] | None = None,
+    ) -> Answer:  # fmt: skip
+        """One request to ``/v2/keys``; a form goes into the body."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded"} if form is not None else {}
+        if login is not None:
+            headers["Authorization"] = "Basic " + b64(":".join(login))
+        body = urlencode(form).encode() if form is not None else None
+        return self.ask(number, method, f"/v2/keys{key}", body, headers)
+
+    def put(self, number: int, key: str, value: str = "", **more: Any) -> int:
+        """A v3 put; its revision."""
+        answer = self.did(number, "kv/put", {"key": b64(key), "value": b64(value), **more})
+        return int(answer["header"]["revision"])
+
+    def keys(self, number: int, start: str) -> list[dict[str, Any]]:
+        """All pairs below a prefix, in order of creation."""
+        asked = {**prefix(start), "sort_target": "CREATE", "sort_order": "ASCEND"}
+        found: list[dict[str, Any]] = self.did(number, "kv/range", asked).get("kvs", [])
+        return found
+
+    def stream(self, number: int, target: str, message: Any = None, token: str = "") -> Stream:
+        """An answer that does not end: v3 with a message (or documents, as bytes), v2 without."""
+        if message is None:
+            return Stream(self.doors[number], "GET", target, None, {})
+        body = message if isinstance(message, bytes) else json.dumps(message).encode()
+        return Stream(self.doors[number], "POST", target, body, {"Authorization": token} if token else {})
+
+    @contextmanager
+    def watch(self, number: int, *messages: dict[str, Any], token: str = "") -> Iterator[Watcher]:
+        """A v3 watch stream; each message is one document."""
+        body = b"\n".join(json.dumps(m).encode() for m in messages)
+        with self.stream(number, "/v3/watch", body, token) as stream:
+            yield Watcher(stream)
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def await_whole(self) -> None:
+        """Wait until every running peer says that it is healthy."""
+        for number in self.processes:
+            wait_until(f"peer {number}", partial(self.is_healthy, number), SOON_S)
+
+    def is_healthy(self, number: int) -> bool:
+        """Whether a peer says so."""
+        return self.ask(number, "GET", "/health").status == 200
+
+    def members(self, number: int) -> list[str]:
+        """The ids of all members, as one peer knows them."""
+        return [m["ID"] for m in self.did(number, "cluster/member/list", {})["members"]]
+
+    def status(self, number: int) -> Any:
+        """Of one peer, as it sees itself."""
+        return self.did(number, "maintenance/status", {})
+
+    def leader(self) -> int:
+        """The number of the peer that all agree leads."""
+
+        def look() -> list[int]:
+            found = {n: self.status(n) for n in self.processes}
+            leaders = {s.get("leader") for s in found.values()}
+            return [n for n, s in found.items() if leaders == {s["header"]["member_id"]}]
+
+        return wait_until("one leader", look, SOON_S)[0]
+
+    def move_leadership(self, source: int, target: int) -> None:
+        """Hand it over, and wait until it is there."""
+        member = self.status(target)["header"]["member_id"]
+        self.did(source, "maintenance/transfer-leadership", {"targetID": member})
+        wait_until("the new leader", lambda: self.leader() == target, SOON_S)
+
+    def mark(self) -> None:
+        """What is logged up to now is known."""
+        self._seen = {n: self.log(n).stat().st_size for n in range(len(self.doors)) if self.log(n).exists()}
+
+    def complaints(self) -> list[str]:
+        """Lines since the mark that say that something broke."""
+        found = []
+        for number in range(len(self.doors)):
+            if self.log(number).exists():
+                said = self.log(number).read_bytes()[self._seen.get(number, 0) :].decode(errors="replace")
+                found += [f"m{number}: {line}" for line in said.splitlines() if any(w in line for w in BROKEN)]
+        return found
+
+
+class Watcher:
+    """The reading end of a v3 watch stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.messages: list[dict[str, Any]] = []
+
+    def message(self, seconds: float = SOON_S) -> dict[str, Any]:
+        """The next message."""
+        line = self._stream.line(seconds)
+        assert line is not None, f"no message within {seconds} s; before: {self.messages[-3:]}"
+        found: dict[str, Any] = json.loads(line)
+        self.messages.append(found)
+        result: dict[str, Any] = found.get("result", found)
+        return result
+
+    def created(self) -> int:
+        """The watch stands; its revision."""
+        result = self.message()
+        assert result.get("created") and not result.get("canceled"), result
+        return int(result["header"]["revision"])
+
+    def events(self, count: int) -> list[dict[str, Any]]:
+        """So many events."""
+        found: list[dict[str, Any]] = []
+        while len(found) < count:
+            found += self.message().get("events", [])
+        assert len(found) == count, found
+        return found
+
+
+@contextmanager
+def running(folder: Path, founders: int, more: int = 0) -> Iterator[Peers]:
+    """Peers that are up, and gone afterwards."""
+    with port_offset(founders + more) as offset:
+        peers = Peers(folder, offset, founders, more)
+        try:
+            for number in range(founders):
+                peers.start(number)
+            peers.await_whole()
+            yield peers
+        finally:
+            peers.kill_all()
+
+
+@contextmanager
+def undisturbed(peers: Peers, request: pytest.FixtureRequest) -> Iterator[Peers]:
+    """An example finds the peers whole, and leaves nothing in their logs unless it may fail."""
+    peers.await_whole()
+    peers.mark()
+    yield peers
+    if request.node.get_closest_marker("xfail") is None:
+        assert peers.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def _three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    with running(tmp_path_factory.mktemp("peers"), 3, more=1) as made:
+        yield made
+
+
+@pytest.fixture
+def peers(_three: Peers, request: pytest.FixtureRequest) -> Iterator[Peers]:
+    """Three peers, shared by the examples."""
+    with undisturbed(_three, request) as whole:
+        yield whole
+
+
+@pytest.fixture
+def lone(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Peers]:
+    """One peer of an example's own, which may be ruined."""
+    with running(tmp_path_factory.mktemp("lone"), 1) as made, undisturbed(made, request) as whole:
+        yield whole
+
+
+def create(start: str, **more: Any) -> dict[str, Any]:
+    """A request for a watch of a prefix."""
+    return {"create_request": {**prefix(start), **more}}
+
+
+class Background:
+    """A call in a thread of its own: what waits for its turn."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self.result = call()
+        except (OSError, HTTPException, AssertionError) as error:
+            self.error = error
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is no answer yet."""
+        return self._thread.is_alive()
+
+    def join(self, seconds: float = SOON_S) -> Any:
+        """The answer."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "no answer in time"
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+# -- one keyspace ----------------------------------------------------------------------------------
+
+
+def test_v3_sees_what_v2_writes(peers: Peers) -> None:
+    """A v2 write is a v3 event on another peer, with the index as its revision."""
+    with peers.watch(1, create("/one/", prev_kv=True)) as watch:
+        watch.created()
+        put = peers.v2(0, "PUT", "/one/a", {"value": "1"}).json()["node"]["modifiedIndex"]
+        gone = peers.v2(2, "DELETE", "/one/a").json()["node"]["modifiedIndex"]
+        first, second = watch.events(2)
+    assert "type" not in first
+    assert (text(first["kv"]["key"]), text(first["kv"]["value"])) == ("/one/a", "1")
+    assert first["kv"]["mod_revision"] == first["kv"]["create_revision"] == str(put)
+    assert (second["type"], second["kv"]["mod_revision"]) == ("DELETE", str(gone))
+    assert text(second["prev_kv"]["value"]) == "1"
+    found = peers.did(2, "kv/range", {"key": b64("/one/a"), "revision": put})
+    assert [text(kv["value"]) for kv in found["kvs"]] == ["1"]
+
+
+def test_v2_sees_what_v3_writes(peers: Peers) -> None:
+    """A v3 write is a v2 event on another peer, with the revision as its index."""
+    with peers.stream(2, "/v2/keys/two?wait=true&stream=true&recursive=true") as stream:
+        first = peers.put(0, "/two/a", "1")
+        second = peers.put(1, "/two/a", "2")
+        gone = int(peers.did(0, "kv/deleterange", {"key": b64("/two/a")})["header"]["revision"])
+        events = [json.loads(stream.line(SOON_S) or "{}") for _ in range(3)]
+    assert [e["action"] for e in events] == ["set", "set", "delete"]
+    assert [e["node"]["modifiedIndex"] for e in events] == [first, second, gone]
+    assert [e["node"]["key"] for e in events] == ["/two/a"] * 3
+    assert [e.get("prevNode", {}).get("value") for e in events] == [None, "1", "2"]
+    assert peers.v2(0, "GET", "/two/a?quorum=true").json()["errorCode"] == 100
+
+
+def test_a_directory_is_no_key_to_v3(peers: Peers) -> None:
+    """Directories count revisions and show no key; the keys in them go in one revision."""
+    made = peers.v2(0, "PUT", "/three", {"dir": "true"}).json()["node"]["modifiedIndex"]
+    found = peers.did(1, "kv/range", {"key": b64("/three")})
+    assert "kvs" not in found and int(found["header"]["revision"]) >= made
+    for name in ("a", "b/c", "b/d"):
+        peers.v2(0, "PUT", f"/three/{name}", {"value": name})
+    assert [text(kv["key"]) for kv in peers.keys(1, "/three")] == ["/three/a", "/three/b/c", "/three/b/d"]
+    with peers.watch(1, create("/three")) as watch:
+        watch.created()
+        with peers.stream(2, "/v2/keys/three/b/c?wait=true") as below:
+            gone = peers.v2(0, "DELETE", "/three?recursive=true").json()["node"]["modifiedIndex"]
+            seen = json.loads(below.line(SOON_S) or "{}")
+        events = watch.events(3)
+    assert {(e["type"], e["kv"]["mod_revision"]) for e in events} == {("DELETE", str(gone))}
+    assert (seen["action"], seen["node"]["key"], seen["node"]["modifiedIndex"]) == ("delete", "/three", gone)
+
+
+def test_v3_keys_make_directories_for_v2(peers: Peers) -> None:
+    """A v3 key implies the directories above it, which stay when the key goes, as in v2."""
+    peers.put(0, "/four/x/y", "1")
+    found = peers.v2(1, "GET", "/four?recursive=true&quorum=true").json()["node"]
+    assert found["dir"] and found["nodes"][0]["nodes"][0]["value"] == "1"
+    peers.did(0, "kv/deleterange", {"key": b64("/four/x/y")})
+    assert peers.v2(1, "GET", "/four/x?quorum=true").json()["node"]["dir"]
+    assert peers.v2(1, "PUT", "/four/x", {"value": "2"}).json()["errorCode"] == 102
+
+
+def test_keys_that_v2_could_not_write_do_it_no_harm(peers: Peers) -> None:
+    """A file and a directory of one name, empty elements and the like: v2 lists and deletes on."""
+    odd = ("/five", "/five/a", "//five", "/", "/five//b", "/five/", "/five/../c", "/five/./", "five", "/_five/a")
+    for key in odd:
+        peers.put(0, key, "v")
+    for target in ("/", "/?recursive=true", "/five", "/five/?recursive=true", "/five/a", "/_five?recursive=true"):
+        assert peers.v2(1, "GET", f"{target}{'&' if '?' in target else '?'}quorum=true").status == 200, target
+    assert peers.v2(1, "GET", "/five/a?quorum=true").json()["node"]["value"] == "v"
+    for target in ("/five", "/five?recursive=true", "/_five?recursive=true"):
+        assert peers.v2(2, "DELETE", target).status in (200, 404), target
+    for key in odd:
+        peers.did(0, "kv/deleterange", {"key": b64(key)})
+    assert peers.v2(2, "GET", "/five?quorum=true").status in (200, 404)
+
+
+def test_a_ttl_that_ends_is_a_deletion_to_v3(peers: Peers) -> None:
+    """Both doors tell of the same revision: v2 of an expiry, v3 of a deletion."""
+    with peers.watch(1, create("/six/", prev_kv=True)) as watch:
+        watch.created()
+        with peers.stream(2, "/v2/keys/six?wait=true&stream=true&recursive=true") as stream:
+            peers.v2(0, "PUT", "/six/k", {"value": "1", "ttl": "1"})
+            peers.v2(0, "PUT", "/six/d", {"dir": "true", "ttl": "1"})
+            peers.v2(0, "PUT", "/six/d/x", {"value": "2"})
+            seen = [json.loads(stream.line(SOON_S) or "{}") for _ in range(5)]
+        events = watch.events(4)
+    gone = {text(e["kv"]["key"]): int(e["kv"]["mod_revision"]) for e in events if e.get("type") == "DELETE"}
+    expired = {e["node"]["key"]: e["node"]["modifiedIndex"] for e in seen if e["action"] == "expire"}
+    assert set(gone) == {"/six/k", "/six/d/x"} and set(expired) == {"/six/k", "/six/d"}
+    assert (gone["/six/k"], gone["/six/d/x"]) == (expired["/six/k"], expired["/six/d"])
+
+
+def test_a_lease_that_ends_is_told_to_v2(peers: Peers) -> None:
+    """The keys of a lease end in one revision, as deletions with what was there."""
+    lease = peers.did(0, "lease/grant", {"TTL": 2})["ID"]
+    with peers.stream(2, "/v2/keys/seven?wait=true&stream=true&recursive=true") as stream:
+        peers.put(0, "/seven/a", "1", lease=lease)
+        peers.put(0, "/seven/b", "2", lease=lease)
+        seen = [json.loads(stream.line(SOON_S) or "{}") for _ in range(4)]
+    assert [e["action"] for e in seen[2:]] == ["delete", "delete"]
+    assert [e["prevNode"]["value"] for e in seen[2:]] == ["1", "2"]
+    assert len({e["node"]["modifiedIndex"] for e in seen[2:]}) == 1
+
+
+@pytest.mark.xfail(
+    reason="a v2 long poll ends with the first event of a revision; one with several keys (a v3 "
+    "transaction, a range deleted, a lease that ends) loses the others for whoever goes on at index + 1",
+    strict=False,
+)
+def test_a_long_poll_loses_nothing_of_a_transaction(peers: Peers) -> None:
+    """A v2 client that polls from index + 1 on, as etcd tells it to, sees every key."""
+    puts = [{"request_put": {"key": b64(f"/eight/{n}"), "value": ""}} for n in range(3)]
+    at = int(peers.did(0, "kv/txn", {"success": puts})["header"]["revision"])
+    peers.put(0, "/eight/last")
+    seen: list[str] = []
+    while "/eight/last" not in seen:
+        found = peers.ask(0, "GET", f"/v2/keys/eight?wait=true&recursive=true&waitIndex={at}").json()
+        seen.append(found["node"]["key"])
+        at = found["node"]["modifiedIndex"] + 1
+    assert seen == ["/eight/0", "/eight/1", "/eight/2", "/eight/last"]
+
+
+def test_v2_does_not_show_keys_that_are_not_text(peers: Peers) -> None:
+    """Binary keys are v3's alone; v2 goes on beside them, and a watcher does not hear of them."""
+    names = [b"\xff\xfe", b"/nine/\xff", b"nine", b"/nine/\x00", b"/\xff/nine"]
+    with peers.stream(1, "/v2/keys/?wait=true&stream=true&recursive=true") as stream:
+        for name in names:
+            peers.did(0, "kv/put", {"key": b64(name), "value": b64(b"\xff")})
+        peers.v2(0, "PUT", "/nine/text", {"value": "1"})
+        seen: list[str] = []
+        while "/nine/text" not in seen:
+            seen.append(json.loads(stream.line(SOON_S) or "{}")["node"]["key"])
+    assert seen == ["/nine/\x00", "/nine/text"]
+    listed = peers.v2(2, "GET", "/nine?quorum=true").json()["node"]["nodes"]
+    assert [n["key"] for n in listed] == ["/nine/\x00", "/nine/text"]
+    assert peers.v2(2, "GET", "/nine/%FF").status == 400
+    assert peers.v2(2, "GET", "/?recursive=true&quorum=true").status == 200
+    for name in names:
+        assert peers.did(1, "kv/deleterange", {"key": b64(name)})["deleted"] == "1"
+
+
+# -- Argosy's own keys -----------------------------------------------------------------------------
+
+OWN = {"key": b64("/_argosy/auth")}
+OWN_RANGE = prefix("/_argosy/")
+
+
+def _claims_a_book(peers: Peers) -> None:
+    """Make sure that there is a key of Argosy's own."""
+    if "keeper" not in peers.did(0, "auth/user/list", {}).get("users", []):
+        peers.did(0, "auth/user/add", {"name": "keeper", "password": "x"})
+
+
+@pytest.mark.parametrize("more", [
+    {}, {"count_only": True}, {"keys_only": True}, {"limit": 1}, {"sort_order": "DESCEND", "sort_target": "MOD"},
+    {"serializable": True}, {"max_mod_revision": 10**9},
+])  # fmt: skip
+def test_no_range_shows_own_keys(peers: Peers, more: dict[str, Any]) -> None:
+    """However it is asked, now or in the past."""
+    _claims_a_book(peers)
+    now = peers.did(0, "kv/range", OWN)["header"]["revision"]
+    for asked in (OWN, OWN_RANGE, {"key": b64("/_argosy/"), "range_end": "AA=="} | {"limit": 0}):
+        for revision in (0, int(now)):
+            found = peers.did(0, "kv/range", {**asked, **more, "revision": revision})
+            shown = [text(kv["key"]) for kv in found.get("kvs", [])]
+            assert not [key for key in shown if key.startswith("/_argosy/")]
+            if asked is not OWN_RANGE and asked is not OWN:
+                continue
+            assert "count" not in found
+    everything = peers.did(0, "kv/range", {**ALL, "keys_only": True})
+    assert b64("/_argosy/auth") not in [kv["key"] for kv in everything.get("kvs", [])]
+    assert int(everything.get("count", "0")) == len(everything.get("kvs", []))
+
+
+def test_no_write_reaches_own_keys(peers: Peers) -> None:
+    """Puts are refused, deletions pass by, comparisons see nothing there."""
+    _claims_a_book(peers)
+    put = {"request_put": {**OWN, "value": ""}}
+    refused = [
+        ("kv/put", {**OWN, "value": ""}),
+        ("kv/deleterange", OWN),
+        ("kv/txn", {"success": [put]}),
+        ("kv/txn", {"failure": [{"request_txn": {"failure": [{"request_txn": {"success": [put]}}]}}]}),
+        ("lock/lock", {"name": b64("/_argosy")}),
+        ("lock/lock", {"name": b64("/_argosy/x")}),
+        ("lock/unlock", OWN),
+        ("election/campaign", {"name": b64("/_argosy/place"), "value": ""}),
+    ]
+    for path, message in refused:
+        answer = peers.v3(0, path, message)
+        assert (answer.status, answer.json()["code"]) == (403, 7), f"{path} {message}: {answer.text}"
+    for asked in (OWN_RANGE, ALL, {**OWN, "range_end": b64("/_argosy/auti")}, {"key": "AA==", "range_end": b64("0")}):
+        answer = peers.did(0, "kv/deleterange", {**asked, "prev_kv": True})
+        assert b64("/_argosy/auth") not in [kv["key"] for kv in answer.get("prev_kvs", [])]
+        inner = {"success": [{"request_delete_range": asked}, {"request_range": OWN_RANGE}]}
+        answer = peers.did(0, "kv/txn", {"success": [{"request_txn": inner}]})
+        assert "kvs" not in answer["responses"][0]["response_txn"]["responses"][1]["response_range"]
+    seen = [
+        {**OWN, "target": "VERSION", "result": "GREATER", "version": 0},
+        {**OWN, "target": "VALUE", "result": "NOT_EQUAL", "value": ""},
+        {**OWN_RANGE, "target": "CREATE", "result": "GREATER", "create_revision": 0},
+        {**OWN_RANGE, "target": "VALUE", "result": "LESS", "value": b64(b"\xff")},
+    ]
+    for compare in seen:
+        assert "succeeded" not in peers.did(0, "kv/txn", {"compare": [compare]}), compare
+    assert "keeper" in peers.did(1, "auth/user/list", {})["users"]
+    assert peers.v3(0, "election/leader", {"name": b64("/_argosy")}).json()["code"] == 2
+
+
+def test_no_watch_hears_of_own_keys(peers: Peers) -> None:
+    """Neither live nor out of history."""
+    _claims_a_book(peers)
+    start = int(peers.did(0, "kv/range", OWN)["header"]["revision"]) + 1
+    requests = [{"create_request": {**asked, "start_revision": start}} for asked in (OWN, OWN_RANGE, ALL)]
+    with peers.watch(1, *requests) as watch:
+        for _ in requests:
+            watch.message()
+        peers.did(0, "auth/user/add", {"name": "heard", "password": "x"})
+        peers.did(0, "auth/user/delete", {"name": "heard"})
+        peers.put(0, "ten", "1")
+        (event,) = watch.events(1)
+    assert text(event["kv"]["key"]) == "ten"
+    with peers.watch(1, {"create_request": {**ALL, "start_revision": start}}) as watch:
+        watch.created()
+        assert all(not text(e["kv"]["key"]).startswith("/_argosy/") for e in watch.message()["events"])
+
+
+@pytest.mark.xfail(
+    reason="proclaim puts leader.key without looking whether it is Argosy's own, and with rev 0 the "
+    "comparison holds because own keys count as absent: anybody may overwrite the book of users or a unit",
+    strict=False,
+)
+def test_no_proclamation_reaches_own_keys(lone: Peers) -> None:
+    """An election's key is a key like any other."""
+    lone.did(0, "auth/user/add", {"name": "keeper", "password": "x"})
+    answer = lone.v3(0, "election/proclaim", {"leader": {**OWN}, "value": b64("{}")})
+    assert answer.status == 403, answer.text
+    assert lone.did(0, "auth/user/list", {}).get("users") == ["keeper"]
+
+
+@pytest.mark.xfail(
+    reason="the doors list, show and revoke every lease, those of machines too: revoking one deletes "
+    "/_argosy/alive/M and /_argosy/state/M/*, so a machine's units are placed elsewhere",
+    strict=False,
+)
+def test_leases_of_machines_are_out_of_reach(make_cluster: Made) -> None:
+    """No v3 client sees or ends what keeps a machine alive, or the names of its keys."""
+    cluster = make_cluster(1)
+    port = cluster.client_port(1)
+
+    def ask(path: str, message: Any) -> Any:
+        connection = HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+        try:
+            connection.request("POST", f"/v3/{path}", json.dumps(message))
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    shown = [lease["ID"] for lease in ask("lease/leases", {}).get("leases", [])]
+    keys = [key for lease in shown for key in ask("lease/timetolive", {"ID": lease, "keys": True}).get("keys", [])]
+    assert [text(key) for key in keys] == []
+    assert shown == []
+
+
+# -- watching --------------------------------------------------------------------------------------
+
+
+def test_several_watches_on_one_stream(peers: Peers) -> None:
+    """Each with its own id, filters and previous values; one may end without the others."""
+    watched = (
+        create("w/", watch_id=7, prev_kv=True), create("w/", filters=["NOPUT"]), create("w/", filters=["NODELETE"]),
+        {"create_request": {"key": b64("w/a")}}, create("w/", watch_id=7), {"cancel_request": {"watch_id": 2}},
+        {"cancel_request": {"watch_id": 99}},
+    )  # fmt: skip
+    with peers.watch(1, *watched) as watch:
+        heads: list[dict[str, Any]] = []
+        stands: set[str] = set()
+        while not {"7", "0", "1"} <= stands or len([h for h in heads if h.get("canceled")]) < 2:
+            heads.append(watch.message())
+            if not heads[-1].get("canceled"):
+                stands.add(heads[-1].get("watch_id", "0"))
+        peers.put(0, "w/a", "1")
+        peers.put(0, "w/a", "2")
+        peers.did(0, "kv/deleterange", {"key": b64("w/a")})
+        peers.put(2, "w/end", "")
+        got: dict[str, list[dict[str, Any]]] = {}
+        while len(got.get("7", [])) < 4 or len(got.get("1", [])) < 3:
+            message = watch.message()
+            got.setdefault(message.get("watch_id", "0"), []).extend(message.get("events", []))
+    assert {h.get("watch_id", "0") for h in heads if h.get("canceled")} == {"7", "2"}
+    assert "2" not in got
+    assert [e.get("type", "PUT") for e in got["7"]] == ["PUT", "PUT", "DELETE", "PUT"]
+    assert [text(e["prev_kv"]["value"]) for e in got["7"][1:3]] == ["1", "2"]
+    assert [e.get("type", "PUT") for e in got["0"]] == ["DELETE"]
+    assert [e.get("type", "PUT") for e in got["1"]] == ["PUT", "PUT", "PUT"]
+    assert not any("prev_kv" in e for e in got["0"] + got["1"])
+
+
+@pytest.mark.xfail(
+    reason="'created' is said when a feed stands: watches from now ask for a quorum first, those from a revision "
+    "do not, a duplicate or a cancellation is answered at once; clients match ids by the order of the requests",
+    strict=False,
+)
+def test_watches_are_created_in_the_order_of_the_requests(peers: Peers) -> None:
+    """etcd answers each request of a stream before the next; its own client counts on that."""
+    at = peers.put(0, "order/a")
+    requests = [create("order/"), create("order/", start_revision=at), create("order/"), {"cancel_request": {}}]
+    with peers.watch(1, *requests) as watch:
+        said: list[tuple[str, str]] = []
+        while ("0", "canceled") not in said or len([w for w in said if w[1] == "created"]) < 3:
+            message = watch.message(3)
+            for word in ("created", "canceled"):
+                said += [(message.get("watch_id", "0"), word)] if message.get(word) else []
+    assert said == [("0", "created"), ("1", "created"), ("2", "created"), ("0", "canceled")]
+
+
+def test_a_watch_starts_in_the_past_and_in_the_future(peers: Peers) -> None:
+    """From the first revision asked for, in order; from a later one nothing before it."""
+    made = [peers.put(n % 3, f"x/{n}", str(n)) for n in range(20)]
+    with peers.watch(2, create("x/", start_revision=made[5])) as watch:
+        watch.created()
+        assert [int(e["kv"]["mod_revision"]) for e in watch.events(15)] == made[5:]
+        peers.put(0, "x/live")
+        assert text(watch.events(1)[0]["kv"]["key"]) == "x/live"
+    ahead = int(peers.did(0, "kv/range", {"key": "eA=="})["header"]["revision"]) + 3
+    with peers.watch(1, create("x/", start_revision=ahead)) as watch:
+        watch.created()
+        later = [peers.put(0, "x/ahead", str(n)) for n in range(4)]
+        assert [int(e["kv"]["mod_revision"]) for e in watch.events(2)] == later[2:] == [ahead, ahead + 1]
+
+
+def test_a_watch_of_what_was_compacted_says_so(peers: Peers) -> None:
+    """Created, then canceled with the revision from which there is history; reads say so, too."""
+    old = peers.put(0, "y/a", "1")
+    now = peers.put(0, "y/a", "2")
+    peers.did(0, "kv/compaction", {"revision": str(now)})
+    assert peers.v3(0, "kv/compaction", {"revision": str(now)}).json()["code"] == 11
+    assert peers.v3(0, "kv/range", {"key": b64("y/a"), "revision": old}).json()["code"] == 11
+    with peers.watch(0, create("y/", start_revision=old)) as watch:
+        watch.created()
+        ended = watch.message()
+    assert ended["canceled"] and int(ended["compact_revision"]) == now
+    assert peers.v2(0, "GET", f"/y/a?wait=true&waitIndex={old}").json()["errorCode"] == 401
+
+
+def test_progress_is_told_when_asked_for(peers: Peers) -> None:
+    """With a revision that the store has reached, on no watch in particular."""
+    now = peers.put(0, "z/a")
+    with peers.watch(0, create("z/"), {"progress_request": {}}) as watch:
+        first, second = watch.message(), watch.message()
+    progress = first if first.get("watch_id") == "-1" else second
+    assert progress["watch_id"] == "-1" and int(progress["header"]["revision"]) >= now
+
+
+@pytest.mark.xfail(
+    reason="progress_request is answered at once with the store's revision, before watches of the stream "
+    "that start in the past, or whose reader lags, have had their events: who resumes there loses events",
+    strict=False,
+)
+def test_progress_comes_after_the_events_it_speaks_of(peers: Peers) -> None:
+    """etcd's promise (bookmarkable): nothing up to that revision is to come any more."""
+    made = [peers.put(0, f"p/{n}") for n in range(5)]
+    with peers.watch(0, create("p/", start_revision=made[0]), {"progress_request": {}}) as watch:
+        reached, late = 0, []
+        seen = 0
+        while seen < len(made) or not reached:
+            message = watch.message()
+            if message.get("watch_id") == "-1":
+                reached = int(message["header"]["revision"])
+            events = message.get("events", [])
+            seen += len(events)
+            late += [int(e["kv"]["mod_revision"]) for e in events if int(e["kv"]["mod_revision"]) <= reached]
+    assert late == []
+
+
+@pytest.mark.xfail(
+    reason="a request is dispatched when its body is complete: a client of the gateway that keeps the body of "
+    "/v3/watch or /v3/lease/keepalive open, which is the only way to cancel a watch later, gets no answer at all",
+    strict=False,
+)
+def test_a_stream_of_requests_is_answered_as_it_comes(peers: Peers) -> None:
+    """A watch is created, hears an event and is canceled, all in one chunked body."""
+    with socket.create_connection(("127.0.0.1", peers.doors[0]), timeout=3) as raw:
+
+        def send(message: dict[str, Any]) -> None:
+            body = json.dumps(message).encode() + b"\n"
+            raw.sendall(b"%x\r\n%b\r\n" % (len(body), body))
+
+        def await_word(word: bytes) -> None:
+            got = b""
+            while word not in got:
+                data = raw.recv(65536)
+                assert data, got
+                got += data
+
+        raw.sendall(b"POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        send(create("u/"))
+        await_word(b'"created":true')
+        peers.put(0, "u/a")
+        await_word(b'"events"')
+        send({"cancel_request": {"watch_id": 0}})
+        await_word(b'"canceled":true')
+
+
+def test_a_watch_outlives_leaders_and_crashes_elsewhere(peers: Peers) -> None:
+    """Kill -9 of the leader, its restart and a transfer: every write once, in order, on the same stream."""
+    leader = peers.leader()
+    here, other = [n for n in range(3) if n != leader]
+    count = 0
+
+    def write(number: int, many: int) -> None:
+        nonlocal count
+        for _ in range(many):
+            count += 1
+            wait_until("a write", lambda: peers.v3(number, "kv/put", {"key": b64(f"k/{count:04}")}).status == 200)
+
+    with ExitStack() as stack:
+        watch = stack.enter_context(peers.watch(here, create("k/")))
+        watch.created()
+        write(here, 10)
+        peers.kill(leader)
+        write(here, 10)
+        peers.start(leader)
+        write(other, 10)
+        peers.await_whole()
+        now = peers.leader()
+        target = next(n for n in (here, other) if n != now)
+        peers.move_leadership(now, target)
+        write(leader, 10)
+        final = peers.put(leader, "k/end")
+        seen: list[tuple[int, str]] = []
+        while not seen or seen[-1][0] < final:
+            seen += [(int(e["kv"]["mod_revision"]), text(e["kv"]["key"])) for e in watch.message().get("events", [])]
+    assert [revision for revision, _ in seen] == sorted({revision for revision, _ in seen})
+    written = {text(kv["key"]): int(kv["mod_revision"]) for kv in peers.keys(here, "k/")}
+    assert {key: revision for revision, key in seen} == written
+    assert len(written) == count + 1
+
+
+def test_a_watch_goes_on_at_another_peer(peers: Peers) -> None:
+    """The peer that served it is killed: from the next revision on, another one has the rest."""
+    victim = next(n for n in range(3) if n != peers.leader())
+    other = (victim + 1) % 3
+    with peers.watch(victim, create("v/")) as watch:
+        watch.created()
+        first = [peers.put(other, f"v/{n}") for n in range(3)]
+        got = [int(e["kv"]["mod_revision"]) for e in watch.events(3)]
+        peers.kill(victim)
+    rest = [peers.put(other, f"v/{n}") for n in range(3, 6)]
+    with peers.watch(other, create("v/", start_revision=got[-1] + 1)) as watch:
+        watch.created()
+        got += [int(e["kv"]["mod_revision"]) for e in watch.events(3)]
+    peers.start(victim)
+    assert got == first + rest
+    peers.await_whole()
+    with peers.watch(victim, create("v/", start_revision=first[0])) as watch:
+        watch.created()
+        assert [int(e["kv"]["mod_revision"]) for e in watch.events(6)] == first + rest
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+
+def _lease(peers: Peers, ttl: int = 60) -> str:
+    return str(peers.did(0, "lease/grant", {"TTL": ttl})["ID"])
+
+
+def _await_claims(peers: Peers, name: str, count: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found[:] = peers.keys(0, f"{name}/")
+        return len(found) == count
+
+    wait_until(f"{count} claims of {name}", look, SOON_S)
+    return found
+
+
+def _raw_lock(peers: Peers, number: int, message: Any) -> socket.socket:
+    """A lock request whose answer nobody reads."""
+    body = json.dumps(message).encode()
+    raw = socket.create_connection(("127.0.0.1", peers.doors[number]), timeout=ANSWER_S)
+    raw.sendall(b"POST /v3/lock/lock HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    return raw
+
+
+def test_locks_are_given_in_the_order_of_the_queue(peers: Peers) -> None:
+    """Across peers, one at a time, first come first served."""
+    name = b64("lock-order")
+    held = peers.did(0, "lock/lock", {"name": name, "lease": _lease(peers)})["key"]
+    turns: list[int] = []
+    waiting = []
+    for n in range(1, 4):
+
+        def claim(n: int = n, lease: str = "") -> Any:
+            answer = peers.v3(n % 3, "lock/lock", {"name": name, "lease": lease}, seconds=30)
+            turns.append(n)
+            return answer
+
+        lease = _lease(peers)
+        waiting.append(Background(lambda n=n, lease=lease: claim(n, lease)))  # type: ignore[misc]
+        _await_claims(peers, "lock-order", n + 1)
+    for n, one in enumerate(waiting, 1):
+        assert turns == list(range(1, n))
+        assert one.waits
+        peers.did(n % 3, "lock/unlock", {"key": held})
+        answer = one.join()
+        assert answer.status == 200, answer.text
+        held = answer.json()["key"]
+    peers.did(0, "lock/unlock", {"key": held})
+    assert turns == [1, 2, 3] and _await_claims(peers, "lock-order", 0) == []
+
+
+def test_a_waiter_that_hangs_up_loses_its_place(peers: Peers) -> None:
+    """Its claim goes at once, and the next one behind it is served."""
+    name = b64("lock-gone")
+    held = peers.did(0, "lock/lock", {"name": name, "lease": _lease(peers)})["key"]
+    raw = _raw_lock(peers, 1, {"name": name, "lease": _lease(peers)})
+    _await_claims(peers, "lock-gone", 2)
+    behind = Background(lambda: peers.v3(2, "lock/lock", {"name": name, "lease": _lease(peers)}, seconds=30))
+    _await_claims(peers, "lock-gone", 3)
+    raw.close()
+    _await_claims(peers, "lock-gone", 2)
+    assert behind.waits
+    peers.did(0, "lock/unlock", {"key": held})
+    assert behind.join().status == 200
+
+
+@pytest.mark.xfail(
+    reason="a client that hangs up while its own lease is being granted is forgotten: Campaign._gone finds "
+    "no key yet, and _claim then takes the lock for nobody until that lease ends (60 s)",
+    strict=False,
+)
+def test_a_waiter_that_hangs_up_at_once_holds_nothing(peers: Peers) -> None:
+    """Whoever asked for a lock and went before the answer does not keep it."""
+    for n in range(5):
+        raw = _raw_lock(peers, n % 3, {"name": b64("lock-dash")})
+        raw.close()
+    answer = peers.v3(0, "lock/lock", {"name": b64("lock-dash"), "lease": _lease(peers)}, seconds=3)
+    assert answer.status == 200
+
+
+def test_a_lease_that_ends_while_its_lock_waits(peers: Peers) -> None:
+    """The waiter is told, and the holder keeps the lock."""
+    name = b64("lock-lease")
+    held = peers.did(0, "lock/lock", {"name": name, "lease": _lease(peers)})["key"]
+    answer = peers.v3(1, "lock/lock", {"name": name, "lease": _lease(peers, 2)}, seconds=SOON_S)
+    assert (answer.status, answer.json()["code"]) == (404, 5), answer.text
+    assert [kv["key"] for kv in peers.keys(1, "lock-lease/")] == [held]
+    unknown = peers.v3(0, "lock/lock", {"name": name, "lease": "12345"})
+    assert (unknown.status, unknown.json()["code"]) == (404, 5)
+    assert [kv["key"] for kv in peers.keys(1, "lock-lease/")] == [held]
+
+
+def test_a_lock_passes_on_when_its_holders_lease_ends(peers: Peers) -> None:
+    """A waiter at another peer gets it, across a change of leader."""
+    name = b64("lock-dead")
+    peers.did(0, "lock/lock", {"name": name, "lease": _lease(peers, 3)})
+    behind = Background(lambda: peers.v3(1, "lock/lock", {"name": name, "lease": _lease(peers)}, seconds=30))
+    _await_claims(peers, "lock-dead", 2)
+    leader = peers.leader()
+    peers.move_leadership(leader, (leader + 1) % 3)
+    assert behind.join(20).status == 200
+
+
+# -- elections -------------------------------------------------------------------------------------
+
+
+def test_an_election_from_campaign_to_resignation(peers: Peers) -> None:
+    """One leads, the other waits; observers of another peer see each change."""
+    name = b64("vote")
+    nobody = peers.v3(0, "election/leader", {"name": name}).json()
+    assert (nobody["code"], nobody["error"]) == (2, "election: no leader")
+    with peers.stream(2, "/v3/election/observe", {"name": name}) as observer:
+
+        def seen() -> str:
+            return text(json.loads(observer.line(SOON_S) or "{}")["result"]["kv"]["value"])
+
+        first = peers.did(0, "election/campaign", {"name": name, "lease": _lease(peers), "value": b64("a1")})["leader"]
+        assert seen() == "a1"
+        found = peers.did(1, "election/leader", {"name": name})["kv"]
+        assert (found["key"], found["create_revision"]) == (first["key"], first["rev"])
+        asked = {"name": name, "lease": _lease(peers), "value": b64("b1")}
+        second = Background(lambda: peers.v3(1, "election/campaign", asked, seconds=30))
+        _await_claims(peers, "vote", 2)
+        peers.did(2, "election/proclaim", {"leader": first, "value": b64("a2")})
+        assert seen() == "a2"
+        assert second.waits
+        wrong = peers.v3(0, "election/proclaim", {"leader": {**first, "rev": "1"}, "value": ""}).json()
+        assert wrong["code"] == 2
+        peers.did(0, "election/resign", {"leader": first})
+        elected = second.join().json()["leader"]
+        assert seen() == "b1"
+        peers.did(0, "election/resign", {"leader": first})  # not its turn any more: without effect
+        assert peers.did(0, "election/leader", {"name": name})["kv"]["key"] == elected["key"]
+        peers.did(0, "election/resign", {"leader": elected})
+    assert peers.v3(2, "election/leader", {"name": name}).json()["code"] == 2
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+
+def test_leases_live_on_and_end_under_a_new_leader(peers: Peers) -> None:
+    """Never longer than granted once the change is over; a keepalive renews it at any peer."""
+    long, short = _lease(peers, 30), _lease(peers, 3)
+    peers.put(0, "lease/long", lease=long)
+    peers.put(0, "lease/short", lease=short)
+    leader = peers.leader()
+    peers.move_leadership(leader, (leader + 1) % 3)
+    for n in range(3):
+        left = peers.did(n, "lease/timetolive", {"ID": long, "keys": True})
+        assert 20 < int(left["TTL"]) <= int(left["grantedTTL"]) == 30
+        assert left["keys"] == [b64("lease/long")]
+        assert peers.did(n, "lease/keepalive", {"ID": long})["result"]["TTL"] == "30"
+    wait_until("the short lease to end", lambda: len(peers.keys(0, "lease/")) == 1, SOON_S)
+    for n in range(3):
+        assert peers.did(n, "lease/timetolive", {"ID": short})["TTL"] == "-1"
+        assert "TTL" not in peers.did(n, "lease/keepalive", {"ID": short})["result"]
+
+
+@pytest.mark.xfail(
+    reason="timetolive asks the leader and then looks into its own, perhaps older copy of the store: a "
+    "peer that has not applied the grant yet says TTL -1 (gone) for a lease that lives",
+    strict=False,
+)
+def test_a_lease_that_was_granted_is_known_everywhere(peers: Peers) -> None:
+    """Granted at one peer, asked for at the others at once."""
+    wrong = 0
+    for _ in range(100):
+        lease = peers.did(0, "lease/grant", {"TTL": 60})["ID"]
+        for n in (1, 2):
+            wrong += peers.did(n, "lease/timetolive", {"ID": lease})["TTL"] == "-1"
+        peers.did(0, "lease/revoke", {"ID": lease})
+    assert wrong == 0
+
+
+# -- members ---------------------------------------------------------------------------------------
+
+
+def test_a_member_is_added_joins_is_promoted_and_removed(peers: Peers) -> None:
+    """A new process joins under the URL that was corrected, votes, serves, and goes."""
+    before = peers.put(0, "member/before", "1")
+    wrong, right = "http://127.0.0.1:1", f"http://127.0.0.1:{peers.links[3]}"
+    added = wait_until(
+        "a member to be added",
+        lambda: a if (a := peers.v3(1, "cluster/member/add", {"peerURLs": [wrong]})).status == 200 else None,
+    ).json()["member"]
+    wait_until(
+        "the URL to be changed",
+        lambda: peers.v3(2, "cluster/member/update", {"ID": added["ID"], "peerURLs": [right]}).status == 200,
+    )
+
+    def member() -> dict[str, Any]:
+        found = peers.did(0, "cluster/member/list", {})["members"]
+        return next((m for m in found if m["ID"] == added["ID"]), {})
+
+    wait_until("the URL to be known", lambda: member().get("peerURLs") == [right], SOON_S)
+    assert member()["isLearner"]
+    peers.start(3, existing=True)
+    wait_until("the member to vote", lambda: member().get("clientURLs") and not member().get("isLearner"))
+    wait_until("its door to be open", partial(peers.is_healthy, 3))
+    assert peers.did(3, "kv/range", {"key": b64("member/before")})["kvs"][0]["mod_revision"] == str(before)
+    with peers.watch(3, create("member/")) as watch:
+        watch.created()
+        peers.put(0, "member/a")
+        peers.put(3, "member/b")
+        assert [text(e["kv"]["key"]) for e in watch.events(2)] == ["member/a", "member/b"]
+    leader = peers.leader()
+    peers.move_leadership(leader, 3)
+    wait_until(
+        "the leader to be removed",
+        lambda: peers.v3(0, "cluster/member/remove", {"ID": added["ID"]}).status in (200, 404),
+    )
+    wait_until("the member to be gone", lambda: member() == {}, SOON_S)
+    peers.kill(3)
+    assert peers.v3(0, "cluster/member/remove", {"ID": added["ID"]}).json()["code"] == 5
+    peers.put(0, "member/after")
+    assert peers.leader() in range(3)
+
+
+def _knows(peers: Peers, number: int, member: str) -> bool:
+    return member in peers.members(number)
+
+
+def _is_removed(peers: Peers, member: str) -> bool:
+    return peers.v3(0, "cluster/member/remove", {"ID": member}).status == 404
+
+
+@pytest.fixture
+def newcomer(peers: Peers) -> Iterator[Callable[[], str]]:
+    """Adds a member that never starts, at a follower; it is removed afterwards."""
+    added: list[str] = []
+
+    def add() -> str:
+        message = {"peerURLs": ["http://127.0.0.1:1"]}
+        number = (peers.leader() + 1) % 3
+        answer = wait_until(
+            "a member to be added",
+            lambda: a if (a := peers.v3(number, "cluster/member/add", message)).status == 200 else None,
+        )
+        added.append(answer.json()["member"]["ID"])
+        return added[-1]
+
+    yield add
+    for member in added:
+        wait_until("the member to be removed", partial(_is_removed, peers, member))
+
+
+@pytest.mark.xfail(
+    reason="a change of members is answered when the leader has proposed it, not when it is decided: who was "
+    "told 200 does not find the member at the same peer, and the change may still be lost with its leader",
+    strict=False,
+)
+def test_a_change_of_members_is_answered_when_it_holds(peers: Peers, newcomer: Callable[[], str]) -> None:
+    """A member list at the same peer has it, and another change may follow."""
+    number = (peers.leader() + 1) % 3
+    for _ in range(5):
+        member = newcomer()
+        assert member in peers.members(number)
+        answer = peers.v3(number, "cluster/member/remove", {"ID": member})
+        assert answer.status == 200, answer.text
+        assert member not in peers.members(number)
+
+
+@pytest.mark.xfail(
+    reason="_relay turns every refusal of the leader into no_leader: a follower answers 503 'no leader' "
+    "where the leader says why (not caught up, another change under way), and clients try again for ever",
+    strict=False,
+)
+def test_a_follower_says_why_a_learner_cannot_vote(peers: Peers, newcomer: Callable[[], str]) -> None:
+    """With the code and sentence of etcd, at every peer alike."""
+    member = newcomer()
+    for number in range(3):
+        wait_until("the member to be known", partial(_knows, peers, number, member))
+    for n in range(120):  # it lags by more than what counts as caught up
+        peers.put(n % 3, "learner/a")
+    for number in (peers.leader(), (peers.leader() + 1) % 3):
+        answer = peers.v3(number, "cluster/member/promote", {"ID": member})
+        assert (answer.status, answer.json()["code"]) == (412, 9), f"leader {peers.leader()}, {number}: {answer.text}"
+
+
+@pytest.mark.xfail(
+    reason="_caught_up asks only for match + 100 >= commit: in a young cluster that holds for a learner that "
+    "was never heard of, and promoting it takes the quorum away",
+    strict=False,
+)
+def test_a_member_that_never_started_gets_no_vote(lone: Peers) -> None:
+    """etcd: can only promote a learner member which is in sync with leader."""
+    member = lone.did(0, "cluster/member/add", {"peerURLs": ["http://127.0.0.1:1"]})["member"]["ID"]
+    answer = lone.v3(0, "cluster/member/promote", {"ID": member})
+    assert (answer.status, answer.json().get("code")) == (412, 9), answer.text
+    lone.put(0, "still", "here")
+
+
+def test_only_the_leader_hands_over_and_only_to_a_voter(peers: Peers) -> None:
+    """Everything else is refused and changes nothing."""
+    leader = peers.leader()
+    follower = (leader + 1) % 3
+    mine = peers.status(follower)["header"]["member_id"]
+    refused = peers.v3(follower, "maintenance/transfer-leadership", {"targetID": mine})
+    assert (refused.status, refused.json()["error"]) == (412, "etcdserver: not leader")
+    stranger = peers.v3(leader, "maintenance/transfer-leadership", {"targetID": "1"})
+    assert (stranger.status, stranger.json()["error"]) == (412, "etcdserver: bad leader transferee")
+    assert peers.leader() == leader
+    peers.move_leadership(leader, follower)
+
+
+@pytest.mark.xfail(
+    reason="members.address_of calls urlsplit outside its try: ValueError('Invalid IPv6 URL') rises in the "
+    "answer's callback, is logged, and the request is never answered (v2 and v3)",
+    strict=False,
+)
+@pytest.mark.parametrize("path", ["/v2/members", "/v3/cluster/member/add"])
+def test_a_peer_url_that_cannot_be_split_is_refused(peers: Peers, path: str) -> None:
+    """With 400, soon."""
+    body = json.dumps({"peerURLs": ["http://[::1"]}).encode()
+    assert peers.ask(0, "POST", path, body, {"Content-Type": "application/json"}, seconds=2).status == 400
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+#: Bodies that no path takes.
+BAD = (
+    b"nope", b"[]", b'"text"', b"7", b"null true", b"{", b'{"key":}', b"\xff\xfe", b"[" * 2000, b'{"x":' * 400 + b"1",
+    b"{}[]", b"NaN",
+)  # fmt: skip
+#: Fields with values of a wrong type; those that a path does not have are passed over.
+WRONG: tuple[dict[str, Any], ...] = (
+    {"key": 7}, {"key": "a"}, {"key": "===="}, {"key": {}}, {"range_end": []}, {"limit": "x"}, {"limit": 1.5},
+    {"revision": 1e400}, {"sort_order": "UP"}, {"sort_order": 9}, {"compare": {}}, {"success": [[]]}, {"success": [1]},
+    {"create_request": []}, {"ID": "zz"}, {"peerURLs": "x"}, {"peerURLs": [1]}, {"name": 1}, {"perm": 1}, {"leader": "x"},
+    {"TTL": {}}, {"lease": True}, {"ignore_value": "true"}, {"revision": 2**80}, {"targetID": "x"}, {"action": "NO"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_bad_bodies_are_refused_with_a_sentence(peers: Peers, path: str) -> None:
+    """Never a hang, never a broken peer; the JSON of an error names its code three ways."""
+    connection = HTTPConnection("127.0.0.1", peers.doors[0], timeout=ANSWER_S)
+    try:
+        for body in BAD:
+            connection.request("POST", f"/v3{path}", body)
+            answer = connection.getresponse()
+            said = json.loads(answer.read())
+            assert (answer.status, said["code"]) == (400, 3) and said["error"] == said["message"], (body[:20], said)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [
+    "kv/range", "kv/put", "kv/deleterange", "kv/txn", "kv/compaction", "lease/revoke", "lease/timetolive",
+    "lock/unlock", "election/proclaim", "election/resign", "cluster/member/add", "cluster/member/remove",
+    "cluster/member/update", "cluster/member/promote", "maintenance/transfer-leadership", "maintenance/hashkv",
+    "auth/authenticate", "auth/user/add", "auth/user/delete", "auth/role/grant", "auth/role/revoke", "auth/role/get",
+])  # fmt: skip
+def test_fields_of_a_wrong_type_are_refused(peers: Peers, path: str) -> None:
+    """What has no meaning changes nothing and breaks nothing."""
+    for message in WRONG:
+        answer = peers.v3(0, path, message)
+        assert answer.status in (200, 400, 404, 412), (message, answer.text)
+        if answer.status != 200:
+            assert set(answer.json()) == {"error", "message", "code"}
+    assert peers.ask(0, "GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(("path", "good", "bad"), [
+    ("watch", '{"create_request":{"key":"YQ=="}}', ('{"create_request":1}', '{"cancel_request":{"watch_id":[]}}')),
+    ("lease/keepalive", '{"ID":"7"}', ('{"ID":[]}', '{"ID":"x"}')),
+])  # fmt: skip
+def test_streams_refuse_a_bad_document_among_good_ones(
+    peers: Peers, path: str, good: str, bad: tuple[str, ...]
+) -> None:
+    """The whole request, before anything has begun."""
+    for wrong in ("[]", "{", "1", *bad):
+        answer = peers.v3(0, path, f"{good} {wrong}".encode())
+        assert (answer.status, answer.json()["code"]) == (400, 3), (wrong, answer.text)
+
+
+def test_large_requests_meet_named_limits(peers: Peers) -> None:
+    """A body beyond the limits is refused; one below them is stored."""
+    value = b64(b"x" * 1_500_000)
+    peers.did(0, "kv/put", {"key": b64("large"), "value": value})
+    assert len(peers.did(1, "kv/range", {"key": b64("large")})["kvs"][0]["value"]) == len(value)
+    answer = peers.v3(0, "kv/put", {"key": b64("large"), "value": b64(b"x" * 3_000_000)})
+    assert (answer.status, answer.json()["error"]) == (400, "etcdserver: request is too large")
+    try:
+        assert peers.ask(0, "POST", "/v3/kv/put", b"x" * (11 * 1024 * 1024)).status == 413
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # refused while it was still being sent
+    puts = [{"request_put": {"key": b64(f"many/{n}"), "value": ""}} for n in range(129)]
+    answer = peers.v3(0, "kv/txn", {"success": puts})
+    assert (answer.status, answer.json()["error"]) == (400, "etcdserver: too many operations in txn request")
+    peers.did(0, "kv/deleterange", {"key": b64("large")})
+
+
+def test_methods_and_paths_that_do_not_exist(peers: Peers) -> None:
+    """Text, as the gateway says it; nothing else happens."""
+    for method in ("GET", "PUT", "DELETE", "HEAD"):
+        answer = peers.ask(0, method, "/v3/kv/range", b"{}" if method == "PUT" else None)
+        assert answer.status == 405, method
+    for path in ("/v3", "/v3/", "/v3/kv", "/v3/kv/range/", "/v3/kv/nope", "/v3/%6Bv/range", "/v4/kv/range"):
+        answer = peers.ask(0, "POST", path, b"{}")
+        assert answer.status == 404 and "Not Found" in answer.text.title(), path
+    assert peers.ask(0, "OPTIONS", "/v3/kv/range").status == 200
+    assert peers.ask(0, "POST", "/v3beta/kv/range", b'{"key":"YQ=="}').status == 200
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert peers.ask(0, "GET", "/v3/watch", None, upgrade).status in (400, 405, 501)
+
+
+@pytest.mark.xfail(
+    reason="numbers of 64 bits are read as -2^63..2^64-1 although they are signed: a range with limit >= 2^63 "
+    "makes islice() raise ValueError in the raft peer, which catches StoreError only, so it dies and restarts",
+    strict=False,
+)
+def test_a_limit_beyond_64_signed_bits_harms_nobody(lone: Peers) -> None:
+    """One reader's number is refused, and the peer goes on in the same life."""
+    lone.put(0, "a")
+    answer = lone.v3(0, "kv/range", {**ALL, "limit": str(2**63)})
+    assert answer.status == 400, answer.text
+    assert lone.complaints() == []
+
+
+@pytest.mark.xfail(
+    reason="the same number in a transaction that writes is committed and raises in apply on every peer, at "
+    "every start: one request ends the whole cluster for good",
+    strict=False,
+)
+def test_no_transaction_ends_the_cluster(lone: Peers) -> None:
+    """Whatever is committed can be applied."""
+    read = {"request_range": {**ALL, "limit": str(2**63)}}
+    try:
+        lone.v3(0, "kv/txn", {"success": [{"request_put": {"key": b64("a"), "value": ""}}, read]})
+    except (OSError, HTTPException):
+        pass  # what counts is whether anybody is served afterwards
+    lone.kill(0)
+    lone.start(0)
+    wait_until("the peer to serve", lambda: lone.v3(0, "kv/put", {"key": b64("b")}, seconds=1).status == 200, 4)
+
+
+@pytest.mark.xfail(
+    reason="tree._dir_node and _children call each other once for every level, and json.dumps too: a path of "
+    "some 500 elements, which anybody may write, breaks every recursive listing above it (RecursionError, "
+    "503), and with quorum=true the raft peer itself",
+    strict=False,
+)
+def test_a_deep_path_can_be_listed(lone: Peers) -> None:
+    """v2 takes it, so v2 lists it."""
+    assert lone.v2(0, "PUT", "/a" * 700, {"value": "1"}).status == 201
+    assert lone.v2(0, "GET", "/?recursive=true").status == 200
+    assert lone.v2(0, "GET", "/?recursive=true&quorum=true").status == 200
+    assert lone.complaints() == []
+
+
+@pytest.mark.xfail(
+    reason="_make_parents remembers every directory above a key under its whole path: a key of n bytes costs "
+    "n^2/4 bytes on every peer, for good (40 kB: 390 MB; the largest key that is accepted: hundreds of GB)",
+    strict=False,
+)
+def test_the_memory_for_a_key_is_in_proportion(lone: Peers) -> None:
+    """A key of 16 kB, all slashes."""
+    before = lone.rss_mb(0)
+    lone.put(0, "/b" * 8000)
+    assert lone.rss_mb(0) - before < 20
+
+
+@pytest.mark.xfail(
+    reason="check_txn compares every put with every range that is deleted, one by one, when the command is "
+    "applied: 8,000 of each, in a 0.8 MB body, stop every peer for 2 s; the largest body for more than a minute",
+    strict=False,
+)
+def test_no_transaction_stops_the_cluster(lone: Peers) -> None:
+    """Others are answered while a large one is decided."""
+
+    def inner(n: int, verb: str) -> dict[str, Any]:
+        return {"request_txn": {"success": [{verb: {"key": b64(f"{verb[8:11]}{n}/{m}")}} for m in range(127)]}}
+
+    large = {"success": [inner(n, v) for v in ("request_delete_range", "request_put") for n in range(64)]}
+    body = json.dumps(large).encode()
+    work = Background(lambda: lone.v3(0, "kv/txn", body, seconds=30))
+    slowest = 0.0
+    while work.waits:
+        began = time.monotonic()
+        lone.put(0, "other")
+        slowest = max(slowest, time.monotonic() - began)
+    assert work.join().status == 200
+    assert slowest < 0.8
+
+
+@pytest.mark.xfail(
+    reason="documents() catches JSONDecodeError but not the ValueError for a number of more than 4300 digits, "
+    "and run() lets it through: 400 'not HTTP/1.1: on_message_complete callback error', and the connection ends",
+    strict=False,
+)
+def test_a_number_of_many_digits_is_refused_as_json(peers: Peers) -> None:
+    """With the gateway's error."""
+    answer = peers.v3(0, "kv/range", b'{"key":"YQ==","limit":%b}' % (b"1" * 5000))
+    assert answer.json()["code"] == 3
+
+
+@pytest.mark.xfail(
+    reason="_int takes whatever int() takes: other scripts' digits, underscores, blanks", strict=False
+)
+@pytest.mark.parametrize("number", ["\N{FULLWIDTH DIGIT ONE}", "1_0", " 1 "])
+def test_a_number_is_spelt_in_digits(peers: Peers, number: str) -> None:
+    """As JSON's mapping to protobuf has it."""
+    assert peers.v3(0, "kv/range", {"key": "YQ==", "limit": number}).status == 400
