@@ -71,6 +71,7 @@ class Feed:
     def open(self) -> None:
         """Start, or start again from where it was."""
         self._open = False
+        self._watch = 0
         self._early = []
         self._attempt += 1
         attempt = self._attempt
@@ -117,7 +118,7 @@ class Feed:
         """No more."""
         self.closed = True
         self._door.feeds.discard(self)
-        if self._open:
+        if self._watch:
             self._door.tell(Unwatch(self._watch))
 
     @property
@@ -144,13 +145,13 @@ class Feed:
         if error is not None:
             self._end_with(error)
             return
-        if answer.watch:
-            self._watch, self._open = answer.watch, True
+        self._watch = answer.watch
         if not self._started:
             self._started = True
             self._reader.watching(answer.revision)
         early, self._early = self._early, []
         kept = not early or self.closed or self._hand(early)
+        self._open = bool(answer.watch)
         if not answer.watch:  # there is more history: the next piece, or later when the reader is behind
             if kept and not self.closed:
                 self.open()

@@ -139,7 +139,7 @@ def both_v2(theirs: World, ours: World, request: V2) -> list[Difference]:
     """What is different in the two answers to one request."""
     if request.waits:
         one = wait_v2(theirs, request, SILENCE_S)
-        other = wait_v2(ours, request, 5.0 if one["body"] else SILENCE_S)
+        other = wait_v2(ours, request, 2.0 if one["body"] else SILENCE_S)
         if one != other and _tells_of_hidden(one["body"], theirs, request):
             return [Difference("hidden in history", one["body"], other["body"])]
     else:
