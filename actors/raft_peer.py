@@ -488,7 +488,7 @@ class RaftPeer(Actor):
             def compacted() -> None:
                 self._compacting = False
 
-            self._propose_own(["compact", store.revision], compacted)
+            self._propose_own(["compact", store.revision, True], compacted)
 
     def _expired(self) -> None:
         self._expiring = False

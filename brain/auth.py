@@ -206,6 +206,17 @@ def _role_delete(book: Book, name: str) -> None:
             user["roles"].remove(name)
 
 
+def _role_drop(book: Book, name: str) -> None:
+    """v2 leaves the name with its users, where a new role of that name would find them."""
+    _role(book, name)
+    del book.roles[name]
+
+
+def _role_sort(book: Book, name: str) -> None:
+    """v2 orders a role's patterns when it is changed."""
+    book.roles[name] = sorted(_role(book, name), key=lambda grant: (grant[1], grant[2] or b""))
+
+
 def _role_grant(book: Book, name: str, right: str, key: bytes, end: bytes | None) -> None:
     grants = _role(book, name)
     if right not in (READ, WRITE, READ + WRITE) or type(key) is not bytes:
@@ -213,7 +224,7 @@ def _role_grant(book: Book, name: str, right: str, key: bytes, end: bytes | None
     kept = [grant for grant in grants if grant[1:] != (key, end)]
     if len(kept) >= RANGES_MAX:
         raise AuthError("invalid auth management", f"ranges_max: {RANGES_MAX} in one role")
-    book.roles[name] = sorted([*kept, (right, key, end)], key=lambda grant: (grant[1], grant[2] or b""))
+    book.roles[name] = [*kept, (right, key, end)]
 
 
 def _role_revoke(book: Book, name: str, key: bytes, end: bytes | None, right: str = READ + WRITE) -> None:
@@ -245,6 +256,6 @@ def _disable(book: Book) -> None:
 _VERBS: dict[str, Any] = {
     "user_add": _user_add, "user_delete": _user_delete, "user_password": _user_password,
     "user_roles": _user_roles, "user_grant": _user_grant, "user_revoke": _user_revoke, "role_add": _role_add,
-    "role_delete": _role_delete, "role_grant": _role_grant, "role_revoke": _role_revoke,
+    "role_delete": _role_delete, "role_drop": _role_drop, "role_sort": _role_sort, "role_grant": _role_grant, "role_revoke": _role_revoke,
     "enable": _enable, "disable": _disable,
 }  # fmt: skip

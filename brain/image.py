@@ -32,7 +32,7 @@ class Image:
         self._saved: dict[bytes, Item] = {}  # ahead of the cursor, and no longer in the store
         self._head = [
             "head", store.revision, store.compacted, store.log_time_ms, store.hash,
-            store.history_revisions, store.history_age_ms,
+            store.history_revisions, store.history_age_ms, store.compact_revision,
         ]  # fmt: skip
         self._leases = sorted((lease, held.ttl_ms) for lease, held in store.leases.items())
         self._dirs = [[path, d.created, d.modified, d.expires] for path, d in store.dirs.items()]

@@ -313,14 +313,18 @@ def _writes(steps: list[Any]) -> tuple[set[bytes], _Ranges]:
 
 
 @operation("compact")
-def _compact(store: Store, revision: int) -> dict[str, Any]:
-    """Forget every version that was superseded up to ``revision``."""
+def _compact(store: Store, revision: int, itself: bool = False) -> dict[str, Any]:
+    """Let history begin at ``revision``: what was superseded before it is forgotten.
+
+    The revision may still be watched from, unless it shall be forgotten ``itself``.
+    """
     if revision > store.revision:
         raise StoreError("future_revision", f"revision {revision} is in the future")
-    if revision <= store.compacted:
+    if revision <= max(store.compacted, store.compact_revision):
         raise StoreError("compacted", f"revision {revision} has been compacted")
-    store._forget_until(revision)
-    return {"compacted": store.compacted}
+    store._forget_until(revision if itself else revision - 1)
+    store.compact_revision = revision
+    return {"compacted": revision}
 
 
 @operation("history")

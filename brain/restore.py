@@ -39,7 +39,7 @@ def replay(opened: Opened) -> tuple[Store, Config]:
 def refound(store: Store, machine: str, info: tuple[str, str, str]) -> tuple[str, bytes]:
     """(file name, content) of a founding snapshot with this state and ``machine`` as only voter."""
     store.revision += JUMP
-    store.compacted = store.revision
+    store.compacted = store.compact_revision = store.revision
     store.events.clear()
     store.history.clear()
     store.bytes_history = 0

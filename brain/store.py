@@ -135,7 +135,8 @@ class Store:
 
     def __init__(self) -> None:
         self.revision = 1
-        self.compacted = 0
+        self.compacted = 0  # events up to here are gone
+        self.compact_revision = 0  # reads below are refused: where history was told to begin
         self.log_time_ms = 0
         self.hash = 0
         self.bytes_live = 0
@@ -324,6 +325,11 @@ class Store:
             self._forget_oldest()
         self.compacted = max(self.compacted, revision)
 
+    @property
+    def first_revision(self) -> int:
+        """The earliest revision that a watch may start from."""
+        return self.compacted + 1
+
     # -- reading ---------------------------------------------------------------------------
 
     def is_now(self, revision: int) -> bool:
@@ -333,7 +339,7 @@ class Store:
     def _check_revision(self, revision: int) -> None:
         if revision > self.revision:
             raise StoreError("future_revision", f"revision {revision} is in the future")
-        if revision and revision < self.compacted:
+        if revision and revision < max(self.compacted, self.compact_revision):
             raise StoreError("compacted", f"revision {revision} has been compacted")
 
     def range(
@@ -495,7 +501,7 @@ class Store:
             kind = record[0]
             if kind == "head":
                 self.revision, self.compacted, self.log_time_ms, self.hash = record[1:5]
-                self.history_revisions, self.history_age_ms = record[5:]
+                self.history_revisions, self.history_age_ms, self.compact_revision = record[5:]
             elif kind == "leases":
                 self.leases.update((lease, Lease(ttl_ms)) for lease, ttl_ms in record[1])
             elif kind == "dirs":

@@ -195,11 +195,17 @@ def _expiry(store: Store, ttl_ms: int | None) -> int:
 
 
 @operation("v2_set")
-def _set(store: Store, path: str, value: bytes, ttl_ms: int | None, directory: bool) -> Outcome:
-    """PUT without conditions: the key starts a new life."""
+def _set(
+    store: Store, path: str, value: bytes, ttl_ms: int | None, directory: bool, refresh: bool = False
+) -> Outcome:
+    """PUT without conditions: the key starts a new life; ``refresh`` leaves it its value, untold."""
     _refuse_root(store, path)
     key = path.encode()
     known = store.live.get(key)
+    if refresh:
+        if known is None:
+            raise TreeError(102, path, store.revision) if is_dir(store, path) else _missing(store, path)
+        value = known.value
     if known is None or directory:
         _refuse_file_above(store, path)
         if is_dir(store, path):
@@ -208,7 +214,7 @@ def _set(store: Store, path: str, value: bytes, ttl_ms: int | None, directory: b
             return _make_dir(store, path, ttl_ms, "set")
     prev = file_node(path, known) if known is not None else None
     item = store._put(key, value, 0, _expiry(store, ttl_ms), renew=True)
-    store._note = TreeNote("set", path)
+    store._note = TreeNote("refresh" if refresh else "set", path)
     return Outcome("set", file_node(path, item), prev, store._commit())
 
 
@@ -324,7 +330,8 @@ def _compare_and_delete(
     store: Store, path: str, prev_value: bytes | None, prev_index: int
 ) -> Outcome:
     """DELETE with prevValue or prevIndex."""
-    _refuse_root(store, path)
+    if path == "/":
+        raise TreeError(102, "", store.revision)
     item = store.live.get(path.encode())
     if item is None:
         if is_dir(store, path):

@@ -115,6 +115,9 @@ class Gateway(Actor):
         self.requests[request.method] = self.requests.get(request.method, 0) + 1
         if path == "/v2/keys" or path.startswith("/v2/keys/"):
             KeysRequest(self, request).run()
+        elif path in ("/v3", "/v3beta") or (path.startswith("/v3") and "//" in path):
+            clean = "/".join(["", *filter(None, path.split("/"))]) if "//" in path else path + "/"
+            request.answer(301, b"", "", {**CORS, "Location": clean})
         elif path.startswith("/v3/"):
             V3Request(self, request).run(path[3:])
         elif path.startswith("/v3beta/"):

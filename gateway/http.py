@@ -29,7 +29,7 @@ STREAM_BYTES_FULL = 1024 * 1024
 STREAM_BYTES_MAX = 64 * 1024 * 1024
 
 REASONS = {
-    200: "OK", 201: "Created", 204: "No Content", 400: "Bad Request", 401: "Unauthorized",
+    200: "OK", 201: "Created", 204: "No Content", 301: "Moved Permanently", 400: "Bad Request", 401: "Unauthorized",
     403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
     412: "Precondition Failed", 413: "Payload Too Large", 415: "Unsupported Media Type",
     423: "Locked", 431: "Request Header Fields Too Large", 500: "Internal Server Error",

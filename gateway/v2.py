@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -31,6 +32,7 @@ MESSAGES_FORM = {
 HTTP_STATUS = {
     100: 404, 101: 412, 102: 403, 105: 412, 108: 403, 110: 401, 300: 503, 301: 503,
 }  # fmt: skip
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _quoted = json.encoder.encode_basestring
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE = ("0", "f", "F", "FALSE", "false", "False")
@@ -63,6 +65,9 @@ class Form:
 
     def _read(self, text: str) -> None:
         if "%" in text or "+" in text:
+            broken = _BROKEN_ESCAPE.search(text)
+            if broken is not None:
+                raise ValueError(f'invalid URL escape "{text[broken.start() : broken.start() + 3]}"')
             pairs = parse_qsl(text, True, errors="surrogateescape")
         else:  # nothing is quoted: most forms are so
             pairs = [(pair.partition("=")[0], pair.partition("=")[2]) for pair in text.split("&") if pair]
@@ -82,9 +87,9 @@ class Form:
         return self._values.get(name, "")
 
     def flag(self, name: str, quoted: bool = True) -> bool:
-        """A boolean as Go reads it; absent is false."""
+        """A boolean as Go reads it; absent is false, and empty is none."""
         value = self._values.get(name)
-        if value is None or value == "":
+        if value is None:
             return False
         if value in _TRUE:
             return True
@@ -119,21 +124,37 @@ def path_of(url_path: str) -> str:
     return path
 
 
-def command_of(method: str, path: str, form: Form) -> list[Any]:
-    """The store's command for a PUT, POST or DELETE; raises :class:`FormError`."""
-    if method == "PUT" and form.is_only("value"):
-        return ["v2_set", path, form.text("value").encode("utf-8", "surrogateescape"), None, False]
-    for name in ("wait",):
-        if form.flag(name):
-            raise FormError(209, '"wait" can only be used with GET requests')
-    prev_index = form.number("prevIndex", 203)
-    ttl = form.ttl_ms()
+def check(method: str, form: Form) -> None:
+    """Refuse what etcd refuses, in its order, whatever the method; raises :class:`FormError`."""
+    if form.is_only("value"):
+        return
+    form.number("prevIndex", 203)
+    form.number("waitIndex", 203)
+    for name in ("recursive", "sorted", "wait", "dir", "quorum", "stream"):
+        form.flag(name)
+    if form.flag("wait") and method not in ("GET", "HEAD"):
+        raise FormError(209, '"wait" can only be used with GET requests')
     if form.has("prevValue") and not form.text("prevValue"):
         raise FormError(201, '"prevValue" cannot be empty')
+    form.flag("noValueOnSuccess")
+    ttl = form.ttl_ms()
+    form.flag("prevExist", quoted=False)
+    if form.flag("refresh", quoted=False):
+        if form.has("value"):
+            raise FormError(211, "A value was provided on a refresh")
+        if ttl is None:
+            raise FormError(212, "No TTL value set")
+
+
+def command_of(method: str, path: str, form: Form) -> list[Any]:
+    """The store's command for a PUT, POST or DELETE whose form was checked."""
+    if method == "PUT" and form.is_only("value"):
+        return ["v2_set", path, form.text("value").encode("utf-8", "surrogateescape"), None, False]
+    prev_index = form.number("prevIndex", 203)
+    ttl = form.ttl_ms()
     prev_value = form.text("prevValue").encode("utf-8", "surrogateescape") or None
     directory = form.flag("dir")
     if method == "DELETE":
-        form.flag("sorted")
         if prev_value or prev_index:
             return ["v2_cad", path, prev_value, prev_index]
         return ["v2_delete", path, directory, form.flag("recursive")]
@@ -148,11 +169,6 @@ def _put(
     prev_value: bytes | None, prev_index: int,
 ) -> list[Any]:  # fmt: skip
     refresh = form.flag("refresh", quoted=False)
-    if refresh:
-        if form.has("value"):
-            raise FormError(211, "A value was provided on a refresh")
-        if ttl is None:
-            raise FormError(212, "No TTL value set")
     if form.has("prevExist"):
         exists = form.flag("prevExist", quoted=False)
         if not exists:
@@ -161,9 +177,7 @@ def _put(
             return ["v2_update", path, value, ttl, refresh]
     if prev_value or prev_index:
         return ["v2_cas", path, value, ttl, prev_value, prev_index, refresh]
-    if refresh:
-        return ["v2_update", path, value, ttl, True]
-    return ["v2_set", path, value, ttl, directory]
+    return ["v2_set", path, value, ttl, directory, refresh]
 
 
 # -- answers -----------------------------------------------------------------------------------
@@ -267,7 +281,8 @@ def outcome_status(outcome: Outcome) -> int:
 def error_json(number: int, cause: str, index: int) -> dict[str, Any]:
     """etcd's error body."""
     message = MESSAGES.get(number) or MESSAGES_FORM.get(number, "")
-    return {"errorCode": number, "message": message, "cause": cause, "index": index}
+    told = {"cause": cause} if cause else {}
+    return {"errorCode": number, "message": message, **told, "index": index}
 
 
 # -- watching ------------------------------------------------------------------------------------

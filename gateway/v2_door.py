@@ -93,6 +93,7 @@ class KeysRequest:
                 raise FormError(210, f"a path of this tree has at most {limits}")
             if (key + b"/").startswith(OWN_PREFIX):
                 raise FormError(110, "keys below /_argosy are Argosy's own")
+            v2.check(request.method, self.form)
             reads = request.method in ("GET", "HEAD")
             if not known or not self._allowed(user, READ if reads else WRITE, key):
                 raise FormError(110, REFUSED)
@@ -562,6 +563,8 @@ class AdminRequest:
                 continue
             changes.append(["role_revoke", {"name": name, "right": right, "key": where[0], "end": where[1]}])
 
+        if exists and changes:
+            changes.append(["role_sort", {"name": name}])
         if exists and not changes:
             raise MemberError(400, 3, "auth: Role not updated. Use grant/revoke to update the role.")
 
@@ -588,7 +591,7 @@ class AdminRequest:
                 raise MemberError(403, 7, f"auth: Cannot modify role {rest[1]}: is root role.")
             if rest[1] not in book.roles:
                 raise MemberError(404, 5, f"auth: Role {rest[1]} doesn't exist.")
-            self._commit("role_delete", {"name": rest[1]})
+            self._commit("role_drop", {"name": rest[1]})
         else:
             raise _Refusal(405, "Method Not Allowed")
 
@@ -652,7 +655,7 @@ def _role_json(book: auth.Book, name: str) -> dict[str, Any]:
         pattern = auth.range_pattern(key, end)
         for letter in right if pattern is not None else "":
             rights[letter].append(pattern)  # type: ignore[arg-type]
-    return {"role": name, "permissions": {"kv": {"read": sorted(rights[READ]), "write": sorted(rights[WRITE])}}}
+    return {"role": name, "permissions": {"kv": {"read": rights[READ], "write": rights[WRITE]}}}
 
 
 #: Paths whose answers do not name the cluster.

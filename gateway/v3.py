@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from brain import auth
@@ -197,23 +198,47 @@ def delete_answer(prevs: list[Pair], wanted: bool) -> dict[str, Any]:
 
 
 def txn_answer(asked: dict[str, Any], result: dict[str, Any], revision: int) -> dict[str, Any]:
-    """The branch that was taken, operation by operation."""
-    held = result["succeeded"]
-    responses = []
-    for op, got in zip(asked["success"] if held else asked["failure"], result["responses"], strict=True):
-        header = {"header": lean(revision=revision)}
+    """The branch that was taken, operation by operation.
+
+    Each answer's header has the revision as of that operation: the transaction's own one from
+    its first write on, the one before it until then.
+    """
+    return _branch(asked, result, [revision - _wrote(asked, result)], revision)
+
+
+def _taken(asked: dict[str, Any], result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    return zip(asked["success"] if result["succeeded"] else asked["failure"], result["responses"], strict=True)
+
+
+def _wrote(asked: dict[str, Any], result: dict[str, Any]) -> bool:
+    for op, got in _taken(asked, result):
+        if op["request_put"] is not None or (op["request_delete_range"] is not None and got):
+            return True
+        if op["request_txn"] is not None and _wrote(op["request_txn"], got):
+            return True
+    return False
+
+
+def _branch(asked: dict[str, Any], result: dict[str, Any], at: list[int], revision: int) -> dict[str, Any]:
+    """``at``: the revision so far, in a list because the levels below move it as well."""
+    responses: list[dict[str, Any]] = []
+    for op, got in _taken(asked, result):
+        if op["request_txn"] is not None:
+            responses.append({"response_txn": {"header": {}, **_branch(op["request_txn"], got, at, revision)}})
+            continue
+        if op["request_put"] is not None or (op["request_delete_range"] is not None and got):
+            at[0] = revision
+        header = {"header": lean(revision=at[0])}
         if op["request_range"] is not None:
             answer = {"response_range": {**header, **range_answer(got, op["request_range"]["keys_only"])}}
         elif op["request_put"] is not None:
             put = op["request_put"]
             answer = {"response_put": {**header, **prev_answer(put["key"], got, put["prev_kv"])}}
-        elif op["request_delete_range"] is not None:
+        else:
             wanted = op["request_delete_range"]["prev_kv"]
             answer = {"response_delete_range": {**header, **delete_answer(got, wanted)}}
-        else:
-            answer = {"response_txn": {**header, **txn_answer(op["request_txn"], got, revision)}}
         responses.append(answer)
-    return lean(succeeded=held, responses=responses)
+    return lean(succeeded=result["succeeded"], responses=responses)
 
 
 def event_answers(event: Event, key: bytes, end: bytes | None, no_put: bool, no_delete: bool, prev: bool) -> list[dict[str, Any]]:

@@ -475,9 +475,9 @@ class V3Request:
         def look(store: Store) -> Any:
             store._check_revision(max(0, m["revision"]))  # noqa: SLF001 - the same check as a read's
             if store.is_now(m["revision"]):
-                return store.revision, store.hash, store.compacted
+                return store.revision, store.hash, store.compact_revision
             digest = next((e.digest for e in store.events_since(m["revision"])), 0)
-            return store.revision, digest, store.compacted
+            return store.revision, digest, store.compact_revision
 
         def done(found: Any) -> None:
             self.reply(found[0], hash=found[1], **lean(compact_revision=found[2]))

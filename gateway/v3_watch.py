@@ -43,8 +43,10 @@ class _Watch:
     def take(self, events: list[Event]) -> bool:
         """Send what the filters let through."""
         shown: list[dict[str, Any]] = []
-        for event in events:
-            shown += v3.event_answers(event, self._key, self._end, self._no_put, self._no_delete, self._prev)
+        begins = self._stream.door.store().compact_revision
+        for event in events:  # what was before the beginning of history is not shown
+            prev = self._prev and event.revision > begins
+            shown += v3.event_answers(event, self._key, self._end, self._no_put, self._no_delete, prev)
         if shown:
             self._quiet = False
             self._send(shown, events[-1].revision)
@@ -80,7 +82,7 @@ class _Watch:
                 f"the watcher lagged behind at revision {self.feed.next}: read again, then watch from there"
             )  # fmt: skip
             self._stream.send(
-                self.ident, 0, canceled=True, compact_revision=max(1, store.compacted), cancel_reason=behind
+                self.ident, 0, canceled=True, compact_revision=store.first_revision, cancel_reason=behind
             )
         self._stream.forget(self.ident)
         self._stream.stands()
@@ -149,6 +151,12 @@ class WatchStream:
         if ident in self._watches and ident:
             self.send(ident, self.door.store().revision, created=True, canceled=True,
                       cancel_reason="mvcc: duplicate watch ID provided on the WatchStream")  # fmt: skip
+            return
+        end = v3.end_of(asked["range_end"])
+        if end and end <= asked["key"]:
+            header = self._call.header(self.door.store().revision)
+            self._call.send(header=header, watch_id="-1", created=True, canceled=True,
+                            cancel_reason="mvcc: watcher range is empty")  # fmt: skip
             return
         if len(self._watches) >= WATCHES_MAX:
             text = f"watches_max: {WATCHES_MAX} on this stream already"

@@ -132,6 +132,8 @@ def read(schema: str, value: Any, depth: int = 0) -> dict[str, Any]:
     """
     if depth > JSON_DEPTH_MAX:
         raise BadMessage(f"the message nests deeper than {JSON_DEPTH_MAX}")
+    if value is None:
+        value = {}
     if type(value) is not dict:
         raise BadMessage(f"a {schema} message is an object, not {json.dumps(value)[:40]}")
     fields, names = SCHEMAS[schema], _NAMES[schema]

@@ -181,7 +181,7 @@ def test_bytes_are_counted_through_every_change(store: Store) -> None:
     assert (store.bytes_live, store.bytes_history) == truth()
     do(store, "compact", store.revision - 1)
     assert (store.bytes_live, store.bytes_history) == truth()
-    do(store, "compact", store.revision)
+    do(store, "compact", store.revision, True)
     assert store.bytes_history == 0
 
 

@@ -139,9 +139,10 @@ def test_the_root_is_read_only(store: Store) -> None:
         ["v2_create", "/", b"", None, False, False],
         ["v2_update", "/", b"", None, False], ["v2_cas", "/", b"", None, b"x", 0, False],
         ["v2_delete", "/", False, False],
-        ["v2_delete", "/", True, True], ["v2_cad", "/", b"x", 0],
+        ["v2_delete", "/", True, True],
     ):  # fmt: skip
         assert refused(store, *command) == (107, "/")
+    assert refused(store, "v2_cad", "/", b"x", 0) == (102, ""), "etcd asks first whether it is a file"
     assert do(store, "v2_create", "/", b"job", None, False, True).node.path == f"/{2:020d}"
 
 

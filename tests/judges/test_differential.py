@@ -648,3 +648,19 @@ def test_v3_watches_show_what_etcds_show(pair: Pair, more: dict[str, Any]) -> No
             clear_v3(world)
     left = unaccepted("POST /v3/watch", differences(*told))
     assert not left, "\n" + "\n".join(map(str, left))
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 4])
+def test_v3_history_ends_where_etcds_ends(pair: Pair, start: int) -> None:
+    """Watches and reads from just before, at and after the revision that was compacted."""
+    steps = [_A, _A, _A, _B, V3("kv/compaction", {"revision": Rev(2)})]
+    for key in (b"a", b"b"):
+        steps.append(V3("kv/range", {"key": Key(key), "revision": Rev(start)}))
+        steps.append(V3("watch", {"create_request": {"key": Key(key), "start_revision": Rev(start), "prev_kv": True}}))
+    same(*play_v3(pair, steps))
+
+
+@pytest.mark.parametrize("end", [b"a", b"b"])
+def test_v3_watches_of_nothing_end_at_once(pair: Pair, end: bytes) -> None:
+    """A range that ends where it starts, or before."""
+    same(*play_v3(pair, [_A, V3("watch", {"create_request": {"key": Key(b"b"), "range_end": Key(end)}})]))
