@@ -64,6 +64,8 @@ class Form:
             raise FormError(210, str(error)) from None
 
     def _read(self, text: str) -> None:
+        if ";" in text:
+            raise ValueError("invalid semicolon separator in query")
         if "%" in text or "+" in text:
             broken = _BROKEN_ESCAPE.search(text)
             if broken is not None:

@@ -136,7 +136,7 @@ class KeysRequest:
     # -- writing -------------------------------------------------------------------------
 
     def _write(self, command: list[Any]) -> None:
-        no_value = self.form.flag("noValueOnSuccess")
+        no_value = self.form.flag("noValueOnSuccess") and self.request.method != "DELETE"
         counted = _COUNTED[command[0]]
 
         def done(outcome: Any, error: BaseException | None) -> None:

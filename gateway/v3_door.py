@@ -65,7 +65,7 @@ class V3Request:
             try:
                 if len(self.request.body) > v3.REQUEST_BYTES_MAX:
                     raise V3Error(*v3.ERRORS["too_large"])
-                found = documents(self.request.body) or [{}]
+                found = documents(self.request.body, path in STREAMS) or [{}]
                 messages = [read(schema, document) for document in found]
                 self._identify(path)
                 if admin and not self.door.access.is_root(self.user):

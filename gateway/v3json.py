@@ -104,8 +104,8 @@ _NAMES: dict[str, dict[str, str]] = {
 }
 
 
-def documents(body: bytes) -> list[Any]:
-    """The JSON documents of a body, one after the other; raises :class:`BadMessage`."""
+def documents(body: bytes, several: bool) -> list[Any]:
+    """The JSON documents of a body, or the first one alone; raises :class:`BadMessage`."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -123,6 +123,8 @@ def documents(body: bytes) -> list[Any]:
         except (ValueError, RecursionError) as error:
             raise BadMessage(f"the body is not JSON: {error}") from None
         found.append(value)
+        if not several:
+            return found
 
 
 def read(schema: str, value: Any, depth: int = 0) -> dict[str, Any]:
