@@ -135,7 +135,7 @@ class Gateway(Actor):
     def plain(request: Request, status: int, text: str, allow: str = "HEAD,GET,PUT,POST,DELETE") -> None:
         """A line of text; ``allow`` goes with status 405."""
         headers = {**CORS, "X-Content-Type-Options": "nosniff"}
-        if status == 405:
+        if status == 405 and allow:
             headers["Allow"] = allow
         request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8", headers)
 

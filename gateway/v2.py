@@ -101,9 +101,9 @@ class Form:
         raise FormError(209, f"invalid value for {shown}")
 
     def number(self, name: str, error: int) -> int:
-        """An unsigned number; absent or empty is 0."""
-        value = self._values.get(name, "")
-        if not value:
+        """An unsigned number; absent is 0, and empty is none."""
+        value = self._values.get(name)
+        if value is None:
             return 0
         if not value.isascii() or not value.isdigit() or int(value) >= 2**64:
             raise FormError(error, f'invalid value for "{name}"')
@@ -313,6 +313,9 @@ def watch_events(event: Event, path: str, recursive: bool, now_ms: int) -> Itera
             out = {"action": note.action, "node": node_json(node, now_ms)}
             if note.prev_dir is not None:
                 out["prevNode"] = node_json(Node(note.path, None, *note.prev_dir), now_ms)
+            elif note.action == "set" and event.changes and event.changes[0].prev is not None:
+                was = event.changes[0].prev  # a file that the directory has taken the place of
+                out["prevNode"] = node_json(Node(note.path, was.value, was.create, was.mod, was.expires), now_ms)
             yield out
         return
     for change in event.changes:

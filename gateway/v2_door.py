@@ -367,7 +367,9 @@ class AdminRequest:
 
     def _change(self, rest: list[str], change: Callable[[list[members.Member], members.Member], Any]) -> None:
         if len(rest) != 1:
-            raise _Refusal(405, "Method Not Allowed")
+            headers = {**self._headers(), "X-Content-Type-Options": "nosniff"}
+            self.request.answer(405, b"Method Not Allowed\n", "text/plain; charset=utf-8", headers)
+            return
 
         def go(status: Any) -> None:
             found = members.members_of(status, self.door.secure)
