@@ -123,6 +123,7 @@ def _pick(pairs: list[Pair], count: int, options: Options) -> Found:
 @operation("put")
 def _put(store: Store, key: bytes, value: bytes | None, lease: int | None = 0) -> dict[str, Any]:
     """Write a key; without a value it keeps its own, without a lease likewise."""
+    store._check_lease(lease or 0)
     _check_put(store, key, value, lease)
     prev = store.live.get(key)
     _write(store, key, value, lease)

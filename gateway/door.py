@@ -126,7 +126,7 @@ class Gateway(Actor):
             AdminRequest(self, request).run()
         elif path not in _PAGES:
             self.plain(request, 404, "404 page not found")
-        elif request.method != "GET":
+        elif request.method != "GET" and (request.method, path) != ("HEAD", "/metrics"):
             self.plain(request, 405, "Method Not Allowed", "GET")
         else:
             _PAGES[path](self, request)

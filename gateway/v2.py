@@ -120,6 +120,8 @@ def path_of(url_path: str) -> str:
     """The key path of ``/v2/keys/...``."""
     path = url_path[len("/v2/keys") :]
     if "%" in path:
+        if _BROKEN_ESCAPE.search(path) is not None:
+            raise FormError(210, "a percent sign of the path is not followed by two digits")
         path = unquote(path, errors="surrogateescape")
     if "//" in path or "/." in path or not path or path[-1] == "/":
         return clean(path)

@@ -159,7 +159,7 @@ class KeysRequest:
         recursive, sort = form.flag("recursive"), form.flag("sorted")
         quorum, wait, stream = form.flag("quorum"), form.flag("wait"), form.flag("stream")
         index = form.number("waitIndex", 203)
-        if wait:
+        if wait and not quorum:  # with both, etcd answers at once
             _WatchRequest(self, recursive, stream, index).start()
             return
         path = self.path
@@ -356,10 +356,17 @@ class AdminRequest:
 
     def members_put(self, rest: list[str]) -> None:
         """Change peer URLs."""
+        if len(rest) != 1:
+            self._not_on_all()
+            return
         urls = self._json("members").get("peerURLs")
         if type(urls) is not list or not all(type(url) is str for url in urls):
             raise MemberError(400, 3, "a change of a member is {\"peerURLs\": [URL]}")
         self._change(rest, lambda found, member: members.update(found, member, urls))
+
+    def _not_on_all(self) -> None:
+        headers = {**self._headers(), "X-Content-Type-Options": "nosniff"}
+        self.request.answer(405, b"Method Not Allowed\n", "text/plain; charset=utf-8", headers)
 
     def members_delete(self, rest: list[str]) -> None:
         """Take one out."""
@@ -367,8 +374,7 @@ class AdminRequest:
 
     def _change(self, rest: list[str], change: Callable[[list[members.Member], members.Member], Any]) -> None:
         if len(rest) != 1:
-            headers = {**self._headers(), "X-Content-Type-Options": "nosniff"}
-            self.request.answer(405, b"Method Not Allowed\n", "text/plain; charset=utf-8", headers)
+            self._not_on_all()
             return
 
         def go(status: Any) -> None:
