@@ -252,11 +252,11 @@ def _refusal(text: str) -> Exception:
     return UnansweredError(text)
 
 
-class Client(threading.Thread):
+class Client:
     """One user: one request at a time, over kept connections, each operation noted."""
 
     def __init__(self, load: Load, name: str, rng: random.Random) -> None:
-        super().__init__(name=name, daemon=True)
+        self.name = name
         self._load = load
         self._rng = rng
         self._count = 0
@@ -274,8 +274,13 @@ class Client(threading.Thread):
                 action(rng.choice(load.doors), key)
             except Exception as error:  # an answer that is no answer: the test must hear of it
                 load.surprises.append(f"{self.name}: {action.__name__}: {error!r}")
+        self.close()
+
+    def close(self) -> None:
+        """Hang up everywhere."""
         for connection in self._connections.values():
             connection.close()
+        self._connections.clear()
 
     def look(self, number: int, key: str) -> None:
         """One read more, by whoever owns this client."""
@@ -460,19 +465,20 @@ class Load:
         self.errors: Counter[str] = Counter()
         self.surprises: list[str] = []
         rng = random.Random(self.seed)
-        self._clients = [Client(self, f"c{n}", random.Random(rng.random())) for n in range(clients)]
+        workers = [Client(self, f"c{n}", random.Random(rng.random())) for n in range(clients)]
+        self._threads = [threading.Thread(target=worker.run, daemon=True) for worker in workers]
         self._reader = Client(self, "reader", random.Random(rng.random()))
 
     def __enter__(self) -> Load:
-        for client in self._clients:
-            client.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopping.set()
-        for client in self._clients:
-            client.join(self.seconds * 2 + 5)
-            assert not client.is_alive(), "a client does not end"
+        for thread in self._threads:
+            thread.join(self.seconds * 2 + 5)
+            assert not thread.is_alive(), "a client does not end"
 
     def await_more(self, count: int, seconds: float = SOON_S) -> None:
         """Wait until so many further writes were acknowledged."""
@@ -497,6 +503,7 @@ class Load:
         for number in readers:
             for key in self.keys:
                 self._reader.look(number, key)
+        self._reader.close()
         for number in readers:
             self._judge_kept(number)
         findings = check(self.operations)
