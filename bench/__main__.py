@@ -16,7 +16,21 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from . import actors, doors, facts, failover, idle, locks, losses, shims, table
+from . import (
+    actors,
+    alone,
+    dicts,
+    doors,
+    facts,
+    failover,
+    idle,
+    large,
+    locks,
+    losses,
+    shims,
+    table,
+    watches,
+)
 from .lab import FULL, QUICK, Lab, MissingError
 from .table import Row
 
@@ -32,6 +46,11 @@ WORKS: dict[str, Work] = {
     "get64": doors.get64,
     "quorum64": doors.quorum64,
     "ceiling": doors.ceiling,
+    "watch": watches.watch,
+    "pysyncobj": dicts.dicts,
+    "large": large.large,
+    "snapshot": alone.snapshot,
+    "restart": alone.restart,
     "lock": locks.handover,
     "idle": idle.idle,
     "failover": failover.failover,
@@ -43,7 +62,7 @@ _LIMIT_S = {True: 900, False: 5400}
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short runs of everything, about 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="short runs of everything, about 5 minutes")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="rows whose name begins so; repeatable"
     )

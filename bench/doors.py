@@ -21,20 +21,26 @@ from .wrk import Load
 PEER = "etcd"
 
 
-def _leaders(lab: Lab) -> dict[str, str]:
+def leaders(lab: Lab) -> dict[str, str]:
+    """The doors of both leaders."""
     leader = until("etcd's leader", lambda: [] if (m := lab.etcd.leader()) is None else [m])[0]
     return {"argosy": lab.argosy.url(lab.argosy.leader()), PEER: lab.etcd.url(leader)}
 
 
 def take_turns(
-    lab: Lab, urls: dict[str, str], script: str, connections: int, query: str = ""
-) -> dict[str, list[Load]]:
+    lab: Lab, urls: dict[str, str], script: str, connections: int, query: str = "",
+    rounds: int = 0, seconds: float = 0.0, keys: int = wrk.KEYS, value_bytes: int = wrk.VALUE_BYTES,
+) -> dict[str, list[Load]]:  # fmt: skip
     """Load each in turn, so many rounds; every other round begins with the other one."""
     out: dict[str, list[Load]] = {name: [] for name in urls}
-    for turn in range(lab.effort.rounds):
+    for turn in range(rounds or lab.effort.rounds):
         names = list(urls) if turn % 2 == 0 else list(reversed(urls))
         for name in names:
-            out[name].append(wrk.run(urls[name], script, connections, lab.effort.load_s, query))
+            out[name].append(
+                wrk.run(
+                    urls[name], script, connections, seconds or lab.effort.load_s, query, keys, value_bytes
+                )
+            )
     return out
 
 
@@ -73,7 +79,7 @@ def _against_etcd(
     lab: Lab, work: str, script: str, connections: int, factor: float, tail: float | None, query: str = ""
 ) -> list[Row]:
     lab.need("wrk", "etcd")
-    loads = take_turns(lab, _leaders(lab), script, connections, query)
+    loads = take_turns(lab, leaders(lab), script, connections, query)
     return [compare(work, loads, PEER, factor, tail)]
 
 

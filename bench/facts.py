@@ -15,7 +15,7 @@ from typing import Any
 
 from .lab import percentile
 
-_PACKAGES = ("uvloop", "httptools", "cbor2", "pykka", "sortedcontainers", "prometheus-client")
+_PACKAGES = ("uvloop", "httptools", "cbor2", "pykka", "sortedcontainers", "prometheus-client", "pysyncobj")
 _BLOCK = bytes(4096)
 
 

@@ -40,12 +40,15 @@ class Load:
         return self.status_errors + self.socket_errors
 
 
-def run(url: str, script: str, connections: int, seconds: float, query: str = "") -> Load:
+def run(
+    url: str, script: str, connections: int, seconds: float, query: str = "", keys: int = KEYS,
+    value_bytes: int = VALUE_BYTES,
+) -> Load:  # fmt: skip
     """Load ``url`` for some seconds; raises :class:`WrkError`."""
     whole = max(1, round(seconds))
     environment = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "BENCH_LUA": str(_HERE), "BENCH_KEYS": str(KEYS),
-        "BENCH_VALUE_BYTES": str(VALUE_BYTES), "BENCH_QUERY": query,
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "BENCH_LUA": str(_HERE), "BENCH_KEYS": str(keys),
+        "BENCH_VALUE_BYTES": str(value_bytes), "BENCH_QUERY": query,
     }  # fmt: skip
     done = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{whole}s", "--timeout", "10s", "-s", str(_HERE / script), url],
