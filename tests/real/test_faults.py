@@ -1,7 +1,9 @@
 """Faults under load: whatever happens to members, nothing acknowledged is lost and no read is stale.
 
 Every test has members of its own and clients that keep a history (see ``load.py``).  What is
-promised under each fault stands in the test's first line.
+promised under each fault stands in the test's first line.  A promise that is known to be broken
+is looked at last, and ends the test as an expected failure with the cause: everything before it
+holds.
 """
 
 from __future__ import annotations
@@ -155,7 +157,10 @@ def test_leader_stands_still_for_five_seconds(members: Members) -> None:
         asleep = time.monotonic()
         load.doors = others  # those that asked the leader already wait for it
         wait_until("a leader elsewhere", lambda: members.leader(others) in others, SOON_S)
-        assert wait_until("a write", lambda: members.put(others[0], key, "after")).status == 200
+        elected = time.monotonic()
+        for number in others:
+            assert members.put(number, key, "after").status == 200
+        waited = time.monotonic() - elected
         load.await_more(50)
         early = _reads(members, leader, key, 20, 15.0)  # they lie in its sockets when it wakes
         load.doors = [leader, *others]
@@ -174,11 +179,16 @@ def test_leader_stands_still_for_five_seconds(members: Members) -> None:
     assert seen.count("after") >= 10, [asker.text for asker in early + late][:10]
     members.leader()
     load.judge()
+    if waited > 0.7:
+        pytest.xfail(
+            f"a follower forwarded to the new leader only after {waited:.1f} s: actors/proposals.py waits with "
+            "_forwarding for FORWARD_S for the answer of the old one"
+        )
 
 
 def test_members_are_replaced_under_load(folder: Path) -> None:
     """Three new members come and the three old ones go, the leader among them."""
-    with members_up(folder, spare=3) as members, Load(members) as load:
+    with members_up(folder, spare=3) as members, Load(members, seconds=1.5) as load:
         load.await_more(50)
         current = [0, 1, 2]
         for new in (3, 4, 5):
@@ -203,6 +213,33 @@ def test_members_are_replaced_under_load(folder: Path) -> None:
         load.__exit__()
         load.judge()
         members.assert_unbroken()
+
+
+def test_a_removed_member_knows_it(members: Members) -> None:
+    """As etcd's, it ends and says why; or it refuses at once in words that say why."""
+    leader = members.leader()
+    old = (leader + 1) % 3
+    assert members.put(leader, "/left", "1").status == 201
+    _assert_reads(members, [old], "/left", "1")
+    _remove(members, leader, old)
+    assert members.put(leader, "/left", "2").status == 200
+
+    def knows() -> bool:
+        if members.processes[old].poll() is not None:
+            return "removed" in members.log(old)
+        return "removed" in members.put(old, "/left", "3", 1.0).text
+
+    try:
+        wait_until("the member to know that it was removed", knows, 3.0)
+    except AssertionError:
+        stale = members.call(old, "GET", "/v2/keys/left").text.strip()
+        read = members.call(old, "GET", "/v2/keys/left?quorum=true")
+        assert read.status != 200, read.text  # nothing false, at least
+        pytest.xfail(
+            "a removed member runs on: it never hears that its removal holds (brain/raft.py: _find_configs drops its "
+            "progress as soon as the joint half is left), lets every write and quorum read wait for 5 s, and answers "
+            f"plain reads from the past: {stale}"
+        )
 
 
 def _add(members: Members, door: int, new: int, beside: list[int]) -> None:
@@ -262,11 +299,19 @@ class _Disks:
         """The members' data directories."""
         return {n: place / "data" for n, place in self.folders.items()}
 
-    def fill(self, number: int) -> None:
-        """Take room away, so that the next segment of the log finds none."""
-        with (self.folders[number] / "filler").open("wb") as file:
-            for _ in range(FILLER_MB):
-                file.write(bytes(1024 * 1024))
+    def fill(self, number: int, megabytes: int = FILLER_MB) -> None:
+        """Take room away, so that the next segment of the log finds none; or all that there is."""
+        try:
+            with (self.folders[number] / "filler").open("wb", buffering=0) as file:
+                for _ in range(megabytes * 256):
+                    file.write(bytes(4096))
+        except OSError:
+            assert megabytes > FILLER_MB
+
+    def enlarge(self, number: int, megabytes: int) -> None:
+        """A bigger disk."""
+        words = ["mount", "-o", f"remount,size={megabytes}m", str(self.folders[number])]
+        subprocess.run(words, check=True, timeout=10)
 
     def make_room(self, number: int) -> None:
         """Give it back."""
@@ -332,9 +377,16 @@ def _is_full(members: Members, number: int) -> bool:
     return members.metric(number, "argosy_raft_disk_full") == 1
 
 
-def _alarms(members: Members, number: int) -> list[str]:
-    found = members.did(number, "maintenance/alarm", {"action": "GET"}).get("alarms", [])
+def _alarms(members: Members, number: int, seconds: float = 8.0) -> list[str]:
+    found = members.did(number, "maintenance/alarm", {"action": "GET"}, seconds).get("alarms", [])
     return [alarm["alarm"] for alarm in found]
+
+
+def _place(members: Members, number: int) -> str:
+    status = members.status(number)
+    leads = status.get("leader") == status["header"]["member_id"]
+    where = ", ".join(f"{name} {status[name]}" for name in ("raftTerm", "raftIndex", "raftAppliedIndex"))
+    return f"member {number}: {where}{', leads' if leads else ''}"
 
 
 def _names_the_disk(text: str) -> bool:
@@ -353,20 +405,17 @@ def _assert_reads(members: Members, numbers: Sequence[int], key: str, value: str
 def _write_of_each_door(members: Members, number: int, seconds: float = 12.0) -> list[str]:
     """One write through each door of a member; for each nothing, or an error's text."""
     put = json.dumps({"key": b64("/probe/v3"), "value": b64("p")}).encode()
-    v2 = members.put(number, "/probe/v2", "p", seconds)
-    v3 = members.call(number, "POST", "/v3/kv/put", put, seconds)
-    return ["" if a.status in (200, 201) else a.text for a in (v2, v3)]
+    with ThreadPoolExecutor(2) as pool:
+        v2 = pool.submit(members.put, number, "/probe/v2", "p", seconds)
+        v3 = pool.submit(members.call, number, "POST", "/v3/kv/put", put, seconds)
+        answers = [v2.result(), v3.result()]
+    return ["" if a.status in (200, 201) else a.text for a in answers]
 
 
-@pytest.mark.xfail(
-    reason="a member that waits for room acknowledges nothing, so it gets no new entries either: linearizable "
-    "reads through it end with 503 until there is room; local reads go on",
-    strict=False,
-)
 @pytest.mark.parametrize("who", ["a follower", "the leader"])
 def test_one_disk_is_full(cramped: Members, disks: _Disks, who: str) -> None:
-    """The others go on; through the full one reads are answered, and writes are done or name the
-    disk; with room again it catches up, and was never restarted."""
+    """The others go on; writes through the full one are done or name the disk, and reads are answered;
+    with room again it catches up, and was never restarted."""
     members = cramped
     leader = members.leader()
     full = leader if who == "the leader" else (leader + 1) % 3
@@ -381,8 +430,13 @@ def test_one_disk_is_full(cramped: Members, disks: _Disks, who: str) -> None:
         load.await_more(50)  # the others go on
         assert "NOSPACE" in _alarms(members, full)
         assert members.leader(others) != full
-        _assert_reads(members, [full], "/read/me", "1")
+        asked = _reads(members, full, "/read/me", 4, 8.0)
+        assert '"value":"1"' in members.call(full, "GET", "/v2/keys/read/me").text  # a plain read
         said = _write_of_each_door(members, full)
+        for asker in asked:
+            asker.join()
+        seen = [asker.value() for asker in asked]
+        assert set(seen) <= {"1", None}
         assert all(not text or _names_the_disk(text) for text in said), said
         load.await_more(20)
         disks.make_room(full)
@@ -395,6 +449,79 @@ def test_one_disk_is_full(cramped: Members, disks: _Disks, who: str) -> None:
         filler.judge(number)
     load.judge()
     _assert_one_hash(members)
+    if None in seen:
+        pytest.xfail(
+            "a member that waits for room applies nothing that is not on its own disk (brain/raftlog.py: appliable), "
+            "so linearizable reads through it end after 5 s with 503 until there is room, and do not name the disk; "
+            f"local reads go on: {asked[0].text}"
+        )
+
+
+def test_a_snapshot_finds_no_room(folder: Path, disks: _Disks) -> None:
+    """A member with a full disk falls so far behind that it is sent a snapshot: it goes on answering,
+    the others go on, and with room it is whole again without a restart."""
+    full = 2
+    with members_up(folder, flags=["--snapshot-count", "200"], homes={full: disks.homes()[full]}) as members:
+        if members.leader() == full:
+            members.did(full, "maintenance/transfer-leadership", {"targetID": members.id_of(0)})
+            wait_until("another leader", lambda: members.leader() != full, SOON_S)
+        started = members.processes[full].pid
+        assert members.put(0, "/read/me", "1").status == 201
+        disks.fill(full)
+        filler = _Filler(members, 0)
+        filler.until(lambda: _is_full(members, full))
+        members.pause(full)  # so that it does not take the entries into memory
+        for _ in range(350):
+            said = filler.write()
+            assert not said, said
+        members.resume(full)
+        silent = ""
+        deadline = time.monotonic() + 5.0
+        while not silent and time.monotonic() < deadline:
+            try:
+                assert "NOSPACE" in _alarms(members, full, 3.0)
+                assert '"value":"1"' in members.call(full, "GET", "/v2/keys/read/me", seconds=3.0).text
+            except (OSError, AssertionError) as error:
+                silent = repr(error)[:200]
+            time.sleep(0.1)
+        disks.enlarge(full, 400)
+        wait_until(
+            "the member to catch up",
+            lambda: len({members.status(n)["raftAppliedIndex"] for n in range(3)}) == 1, SOON_S,
+        )  # fmt: skip
+        assert members.processes[full].pid == started and members.processes[full].poll() is None
+        for number in range(3):
+            filler.judge(number)
+        _assert_one_hash(members)
+        members.assert_unbroken()
+        if silent:
+            pytest.xfail(
+                "a member that installs a snapshot takes no messages (actors/snapshots.py suspends its mailbox), and "
+                f"with a full disk that lasts until there is room; no status, no alarm, no read: {silent}"
+            )
+
+
+def test_a_start_on_a_full_disk_says_where(folder: Path, disks: _Disks) -> None:
+    """A start that finds no room at all ends with a message that names the file."""
+    with members_up(folder, founders=1, homes={0: disks.homes()[0]}) as members:
+        assert members.put(0, "/read/me", "1").status == 201
+        members.kill(0)
+        disks.fill(0, DISK_MB * 2)
+        before = len(members.log(0))
+        members.start(0)
+        try:
+            members.await_up(0)
+            said = ""
+        except AssertionError:
+            said = members.log(0)[before:]
+            assert "Traceback" not in said, said
+        disks.make_room(0)
+        if members.processes[0].poll() is not None:
+            members.start(0)
+        members.await_up(0)
+        assert '"value":"1"' in members.call(0, "GET", "/v2/keys/read/me?quorum=true").text
+        if said and str(members.home(0)) not in said:
+            pytest.xfail(f"cli/host.py says that the disk is full, and not where: {said[-200:].strip()}")
 
 
 def test_all_disks_are_full(cramped: Members, disks: _Disks) -> None:
@@ -412,7 +539,14 @@ def test_all_disks_are_full(cramped: Members, disks: _Disks) -> None:
         load.stopping.set()
     with ThreadPoolExecutor(6) as pool:
         writes = [pool.submit(_write_of_each_door, members, n) for n in range(3)]
-        _assert_reads(members, range(3), "/read/me", "1")
+        asked = [asker for n in range(3) for asker in _reads(members, n, "/read/me", 4, 8.0)]
+        for asker in asked:
+            asker.join()
+        seen = [asker.value() for asker in asked]
+        assert set(seen) <= {"1", None}
+        for number in range(3):  # a plain read
+            assert '"value":"1"' in members.call(number, "GET", "/v2/keys/read/me").text
+        places = [_place(members, n) for n in range(3)]
         said = [text for write in writes for text in write.result()]
     assert all(map(_names_the_disk, said)), said
     assert all("NOSPACE" in _alarms(members, n) for n in range(3))
@@ -426,6 +560,11 @@ def test_all_disks_are_full(cramped: Members, disks: _Disks) -> None:
         filler.judge(number)
     load.judge()
     _assert_one_hash(members)
+    if None in seen:
+        pytest.xfail(
+            "the member that was full first lacks on its disk what the other two have decided, so linearizable reads "
+            f"through it wait in vain (see test_one_disk_is_full); reads by member: {seen}; {'; '.join(places)}"
+        )
 
 
 def _assert_one_hash(members: Members) -> None:
@@ -528,7 +667,7 @@ def test_a_follower_that_was_away_gets_a_snapshot(folder: Path) -> None:
             members.stop(away)
             fillers = [_Filler(members, door) for door in rest]
             with ThreadPoolExecutor(2) as pool:  # more than the 16 MB that are kept for such a follower
-                list(pool.map(lambda f: [f.write() for _ in range(110)], fillers))
+                list(pool.map(lambda f: [f.write() for _ in range(200)], fillers))
             load.await_more(50)
             members.start(away)
             members.await_up(away)
@@ -547,7 +686,7 @@ def test_a_follower_that_was_away_gets_a_snapshot(folder: Path) -> None:
         members.assert_unbroken()
 
 
-LEASES, LEASE_TTL_S, PUTS_PER_TXN = 10_000, 14, 100
+LEASES, LEASE_TTL_S, PUTS_PER_TXN = 10_000, 12, 100
 
 
 def _grant(members: Members, door: int, first: int, count: int) -> None:
@@ -580,8 +719,7 @@ def test_ten_thousand_leases_end_together(members: Members) -> None:
     armed = time.monotonic()
     count = {**prefix("/leased/"), "count_only": True}
     assert int(members.did(target, "kv/range", count)["count"]) == LEASES, "granting took longer than the TTL"
-    term = members.status(target)["raft_term"] if "raft_term" in members.status(target) else None
-    term = term or members.status(target)["raftTerm"]
+    term = members.status(target)["raftTerm"]
     changes = [members.metric(n, "argosy_raft_leader_changes") for n in range(3)]
     elections = [members.metric(n, "argosy_raft_elections") for n in range(3)]
     time.sleep(max(0.0, armed + LEASE_TTL_S - 2 - time.monotonic()))
