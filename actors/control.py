@@ -91,7 +91,7 @@ class Control(BrainActor):
         self.router = router
         self.authority = authority
         self.version = version
-        self.saved: dict[str, bytes] = {}  # a snapshot that an operator fetches
+        self.saved: dict[str, list[bytes]] = {}  # a snapshot that an operator fetches
         self._waits: list[tuple[Callable[[], Any], Promise, float, Callable[[], str]]] = []
         self._pictures: dict[bytes, Any] = {}
 

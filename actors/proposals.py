@@ -69,6 +69,7 @@ class Proposals:
         self._pending: dict[int, _Pending] = {}
         self._unsent: deque[int] = deque()
         self._forwarding = False
+        self._round = 0  # of what was forwarded: an answer to an earlier one counts no more
         self._forwarded: deque[bytes] = deque()
         self._taken: dict[bytes, None] = {}  # forwarded commands of this leadership, newest last
         self.commit_seconds = Histogram()
@@ -168,14 +169,17 @@ class Proposals:
         if not sent:
             return
         self._forwarding = True
+        self._round += 1
+        now = self._round
         message = Forward(self._peer.raft.term, [self._pending[seq].command for seq in sent])
         leader = self._peer.router.ref(self._peer.raft.leader, "raft")
 
         def answered(taken: Any, error: BaseException | None) -> None:
             # A refusal proves nothing: the frame may have come twice, and been taken the first
             # time.  What was not appended is proposed again when a new leader's entry shows it.
-            self._forwarding = False
-            self._peer.kick()
+            if now == self._round:
+                self._forwarding = False
+                self._peer.kick()
 
         self._peer.ask_then(leader, message, FORWARD_S, answered)
 
@@ -238,6 +242,8 @@ class Proposals:
             self._fail(seq, error)
 
     def new_term(self) -> None:
-        """Another leadership has begun."""
+        """Another leadership has begun: nobody waits for the old leader's answer."""
         self._taken.clear()
+        self._round += 1
+        self._forwarding = False
         self.send()

@@ -119,7 +119,7 @@ class TimeToLive:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Ask: the whole state, decided up to now, as a snapshot's bytes; made in slices."""
+    """Ask: the whole state, decided up to now, as a snapshot's chunks in a list; made in slices."""
 
 
 @wire(26)
@@ -134,6 +134,14 @@ class Quarantine:
     """Tell a peer that its store differs from the others' at a revision: it must not serve."""
 
     revision: int
+
+
+@wire(28)
+@dataclass(frozen=True, slots=True)
+class StillMember:
+    """Ask a leader: where in the log the configuration stands that left ``member`` out; 0 for none."""
+
+    member: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +183,13 @@ class ReadIndex:
 @wire(23)
 @dataclass(frozen=True, slots=True)
 class SnapshotChunk:
-    """A piece of a snapshot.  Answer: how many bytes have arrived, -1 to start over."""
+    """A piece of a snapshot.  Answer: how many bytes have arrived, -1 when all of it is in use."""
 
     leader: str
     term: int
     index: int
     offset: int
-    total: int
+    last: bool
     data: bytes
 
 

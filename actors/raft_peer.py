@@ -23,8 +23,6 @@ from brain.raft import (
     HardState,
     Kind,
     Message,
-    NotLeaderError,
-    ProposalDroppedError,
     Raft,
     Ready,
     Role,
@@ -34,7 +32,6 @@ from brain.raftlog import EntryKind
 from brain.snapshot import Meta
 from brain.store import Event, Store
 from brain.wal import DamagedLogError
-from brain.watch import WatchHub, select
 from kernel.actor import Actor, handles
 from kernel.mailbox import Promise
 from kernel.ports import DiskError, Ports
@@ -42,12 +39,11 @@ from kernel.stats import Histogram, Latency
 from transport.router import LinkDown, RemoteError, Router
 
 from .comparison import COMPARE_S, Comparison
-from .membership import changed
+from .membership import Membership
 from .proposals import STAMP, Proposals
 from .raft_messages import (
     CORRUPT,
     NO_LEADER,
-    TIMED_OUT,
     BrainError,
     BrainUp,
     ChangeConfig,
@@ -64,14 +60,16 @@ from .raft_messages import (
     SnapshotChunk,
     StateHash,
     Status,
+    StillMember,
     TimeToLive,
     TransferLeadership,
     Unwatch,
     Watch,
-    Watched,
     Watching,
 )
+from .reads import ASK_S, Reads
 from .snapshots import OVERTAKEN, Snapshots
+from .watches import Watches
 
 logger = logging.getLogger("argosy.raft")
 
@@ -83,12 +81,12 @@ PAUSE_S = 0.5
 DISK_STALL_S = 1.0
 #: Seconds that the leader has to answer in a follower's stead.
 RELAY_S = 6.0
-#: Seconds that a change of members may take before whoever asked is told to look again.
-CHANGE_S = 5.0
+#: Seconds that a quorum has to confirm that leases may be kept alive, or a backup begun.
+KEEP_ALIVE_S, SAVE_S = 2.0, 5.0
+#: Seconds that an entry of the leader's own making (the end of leases) may take.
+OWN_S = 5.0
 #: What a leader may refuse, which its follower passes on word for word.
 REFUSALS = ("config_busy", "not_caught_up", "missing", "config_change", "no_space", "overloaded", CORRUPT)
-#: A learner may vote when it lacks no more entries than this.
-CAUGHT_UP_ENTRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +113,6 @@ class _Pump:
     """To itself: everything that arrived before this is in; act on it as one batch."""
 
 
-def _bytes_of(event: Event) -> int:
-    return 200 + sum(len(c.key) + (len(c.item.value) if c.item else 0) for c in event.changes)
-
-
 class RaftPeer(Actor):
     """See the module docstring; its messages are in ``raft_messages``."""
 
@@ -140,29 +134,23 @@ class RaftPeer(Actor):
         self._pumping = False
         self._syncing = False
         self._sync_begun = 0.0
+        self._handed_over = 0.0  # when leadership was last offered because of a slow disk
         self._sync_queue: deque[Ready] = deque()
         self.snapshots = Snapshots(self)
         self.proposals = Proposals(self, ports.rng.token()[:12])
-        self._next_read = 1
-        self._reads: dict[int, tuple[Callable[[int], None], Callable[[BaseException], None], float]] = {}
-        self._waiting_reads: list[int] = []
-        self._asking_read = False
-        self._after_apply: list[tuple[int, int]] = []
-        self._hub = WatchHub()
-        self._watches: dict[int, Watch] = {}
-        self._next_watch = 1
+        self.reads = Reads(self)
+        self.watches = Watches(self)
+        self.membership = Membership(self)
         self._leases = LeaseKeeper()
         self._log_clock = LogClock()
         self._expiring = False
         self._compacting = False
         self._last_tick = 0.0
-        self._changing: tuple[int, int, Promise, float] | None = None
         self._connected: Config | None = None
         self._published: tuple[str, int] | None = None
         self._last_leader = ""
         self.comparison = Comparison(self)
         self.quarantine = ""  # why this peer must not serve
-        self._current = False  # whether the store has been up to date in this life
         # for metrics
         self.sync_seconds = Histogram()
         self.append_seconds = Histogram()
@@ -173,15 +161,13 @@ class RaftPeer(Actor):
         self.leader_changes = 0
         self.leader_since = 0.0
         self.appends_sent = self.appends_received = 0
-        self.watch_drops = 0
 
     # -- life -----------------------------------------------------------------------------
 
     def on_start(self) -> None:
         """Wait for writes of an earlier life, then read the disk; messages wait meanwhile."""
         self.actor_inbox.suspended = True
-        # an Unwatch meant for an earlier life finds nothing
-        self._next_watch += self.actor_inbox.incarnation << 32
+        self.watches.begin(self.actor_inbox.incarnation)
         self._ports.disk.submit([], self.turn(lambda _: self._open()))
 
     def turn(self, action: Callable[[DiskError | None], None]) -> Callable[[DiskError | None], None]:
@@ -227,16 +213,8 @@ class RaftPeer(Actor):
         self.actor_inbox.suspended = False
         self.system.subscribe(LinkDown, self.actor_ref)
         self.system.publish(BrainUp())
-        self._catch_up()
+        self.reads.catch_up()
         self.kick()
-
-    def _catch_up(self) -> None:
-        """The store that was read is the past until a leader says how far the log is decided."""
-
-        def there(_: int) -> None:
-            self._current = True
-
-        self._queue_read(there, lambda error: self._catch_up(), 60.0)
 
     def _connect(self) -> None:
         """Keep links to all members."""
@@ -248,30 +226,34 @@ class RaftPeer(Actor):
         self._ports.net.set_peers(known)
 
     def _tick(self) -> None:
-        if self.actor_inbox.suspended:
-            return  # a snapshot is being installed
         now = self.now()
         gap = now - self._last_tick
         self._last_tick = now
         if gap > PAUSE_S:  # this process stood still: leases did not pass meanwhile
             self._leases.forgive(gap)
-        self.raft.tick()
+        if not self.snapshots.installing:
+            self.raft.tick()
+            self.membership.tick(now)
         if self.raft.role is Role.LEADER:
             self._expire()
             self._make_room()
-            self._yield_if_stalled(now)
+        self._look_at_disk(now)
         self.proposals.fail_overdue(now)
-        self._fail_overdue_reads(now)
+        self.reads.fail_overdue(now)
         self.kick()
 
     @handles(LinkDown)
     def _on_link_down(self, message: LinkDown) -> None:
         self.raft.unreachable(message.machine)
 
-    def _yield_if_stalled(self, now: float) -> None:
-        """A leader whose disk stands still hands over to a follower whose disk does not."""
-        if self._syncing and now - self._sync_begun > DISK_STALL_S:
-            self._sync_begun = now  # ask again after as long
+    def _look_at_disk(self, now: float) -> None:
+        """A leader whose disk stands still hands over, when the others' disks do not."""
+        raft = self.raft
+        raft.lagging = self._syncing and now - self._sync_begun > DISK_STALL_S
+        if not raft.lagging or raft.role is not Role.LEADER or now - self._handed_over < DISK_STALL_S:
+            return
+        if raft.log.commit > raft.log.stable:
+            self._handed_over = now  # ask again after as long
             logger.warning("the disk has not answered for %g s: leadership is handed over", DISK_STALL_S)
             self._on_transfer(TransferLeadership())
 
@@ -287,7 +269,7 @@ class RaftPeer(Actor):
     def _pump(self, _: _Pump) -> None:
         self._pumping = False
         self.proposals.send()
-        self._start_reads()
+        self.reads.send()
         raft = self.raft
         while raft.has_ready:
             ready = raft.ready()
@@ -298,12 +280,14 @@ class RaftPeer(Actor):
                 self.sync()
             self._apply(ready)
             for context, index in ready.reads:
-                self._read_point(context, index)
+                self.reads.point(context, index)
             for peer in ready.snapshots:
                 self.snapshots.send(peer)
+        if self.snapshots.installing:
+            self.sync()
         if raft.config is not self._connected:
             self._connect()
-        self._settle_change(self.now())
+        self.membership.settle()
         self._publish()
 
     def _send(self, message: Message) -> None:
@@ -330,9 +314,8 @@ class RaftPeer(Actor):
             self._sync_queue.clear()
             self._syncing = True
             self._write(batch)
-        if not self._syncing and self.snapshots.install_next is not None:
-            install, self.snapshots.install_next = self.snapshots.install_next, None
-            install()
+        if not self._syncing:
+            self.snapshots.log_is_quiet()
 
     def _write(self, batch: list[Ready]) -> None:
         state: HardState | None = None
@@ -369,6 +352,8 @@ class RaftPeer(Actor):
 
     @handles(Message)
     def _on_message(self, message: Message) -> None:
+        if self.snapshots.installing:
+            return  # as if it were lost: the log is about to be replaced
         if message.kind == Kind.APPEND_REPLY:
             sent = self._append_sent.get(message.frm)
             if sent is not None and (message.index >= sent[0] or message.reject):
@@ -399,12 +384,12 @@ class RaftPeer(Actor):
             elif kind == EntryKind.EMPTY:
                 self.proposals.resend_older_than(term)
             self.raft.applied(index)
-            self._reached(index)
+            self.reads.reached(index)
         self.proposals.counts["applied"] += len(ready.committed)
         if self.raft.role is not Role.LEADER:
             self._log_clock.seen(self.store.log_time_ms, self.now())
         if events:
-            self._notify(events)
+            self.watches.notify(events)
         self.snapshots.maybe_save()
 
     def _apply_command(self, data: bytes, events: list[Event]) -> None:
@@ -421,12 +406,6 @@ class RaftPeer(Actor):
             self._arm_lease(command[3])
         self.proposals.applied(origin, seq, result)
 
-    def _reached(self, index: int) -> None:
-        """Serve reads that waited for this index."""
-        while self._after_apply and self._after_apply[0][0] <= index:
-            _, context = self._after_apply.pop(0)
-            self._serve_read(context, index)
-
     # -- proposals -----------------------------------------------------------------------------
 
     @handles(Propose)
@@ -442,13 +421,6 @@ class RaftPeer(Actor):
     def disk_full(self) -> str:
         """What waits for room on the disk; empty for nothing."""
         return self._ports.disk.full
-
-    def _fail_overdue_reads(self, now: float) -> None:
-        for context in [c for c, (_, _, deadline) in self._reads.items() if deadline <= now]:
-            _, fail, _ = self._reads.pop(context)
-            fail(BrainError(NO_LEADER, "no quorum confirmed the read in time"))
-        if self._waiting_reads:  # nobody waits for those that were failed above
-            self._waiting_reads = [c for c in self._waiting_reads if c in self._reads]
 
     # -- log time and expiry -----------------------------------------------------------------------
 
@@ -494,7 +466,7 @@ class RaftPeer(Actor):
         self._expiring = False
 
     def _propose_own(self, command: list[Any], after: Callable[[], None]) -> None:
-        promise = self._on_propose(Propose(command, 5.0, self.raft.term))
+        promise = self.proposals.propose(Propose(command, OWN_S, self.raft.term))
         inbox = self.actor_inbox
 
         class _Then:
@@ -528,7 +500,7 @@ class RaftPeer(Actor):
                     self._arm_lease(lease)
             promise.reply(answer)
 
-        self._queue_read(confirmed, promise.fail, 2.0)
+        self.reads.queue(confirmed, promise.fail, KEEP_ALIVE_S)
         return promise
 
     @handles(TimeToLive)
@@ -571,123 +543,27 @@ class RaftPeer(Actor):
     @handles(Query)
     def _on_query(self, message: Query) -> Any:
         self._refuse_in_quarantine()
-        if not message.linearizable and self._current:
-            return message.function(self.store)
-        promise = Promise()
-
-        def serve(_: int) -> None:
-            try:
-                promise.reply(message.function(self.store))
-            except Exception as error:  # the asker's fault: it must not end this peer
-                promise.fail(error)
-
-        self._queue_read(serve, promise.fail, message.timeout)
-        return promise
-
-    def _queue_read(
-        self, serve: Callable[[int], None], fail: Callable[[BaseException], None], timeout: float
-    ) -> None:
-        context = self._next_read
-        self._next_read += 1
-        self._reads[context] = (serve, fail, self.now() + timeout)
-        self._waiting_reads.append(context)
-        self.kick()
-
-    def _start_reads(self) -> None:
-        """All reads that wait share one round: the leader's own, or one ask to the leader."""
-        if not self._waiting_reads:
-            return
-        if self.raft.role is Role.LEADER:
-            waiting, self._waiting_reads = self._waiting_reads, []
-            for context in waiting:
-                self.raft.read(context)
-        elif self.raft.leader and not self._asking_read:
-            waiting, self._waiting_reads = self._waiting_reads, []
-            self._asking_read = True
-            leader = self.router.ref(self.raft.leader, "raft")
-
-            def answered(index: Any, error: BaseException | None) -> None:
-                self._asking_read = False
-                if error is not None:
-                    self._waiting_reads[:0] = waiting  # tried again until their deadline
-                    self.after(0.02, self.kick)
-                    return
-                for context in waiting:
-                    self._read_point(context, index)
-                self.kick()
-
-            self.ask_then(leader, ReadIndex(), 1.0, answered)
+        return self.reads.query(message)
 
     @handles(ReadIndex)
     def _on_read_index(self, _: ReadIndex) -> Promise:
         promise = Promise()
-        if self.raft.role is not Role.LEADER:
-            promise.fail(BrainError(NO_LEADER, "not the leader"))
-            return promise
-        self._queue_read(promise.reply, promise.fail, 1.0)
-        return promise
-
-    def _read_point(self, context: int, index: int) -> None:
-        if self.raft.log.applied >= index:
-            self._serve_read(context, index)
+        if self.raft.role is Role.LEADER:
+            self.reads.queue(promise.reply, promise.fail, ASK_S)
         else:
-            self._after_apply.append((index, context))
-            self._after_apply.sort()
-
-    def _serve_read(self, context: int, index: int) -> None:
-        waiting = self._reads.pop(context, None)
-        if waiting is not None:
-            waiting[0](index)
+            promise.fail(BrainError(NO_LEADER, "not the leader"))
+        return promise
 
     # -- watches ------------------------------------------------------------------------------------
 
     @handles(Watch)
     def _on_watch(self, message: Watch) -> Watching:
-        """Raises ``StoreError`` (compacted) when ``start`` is too old."""
         self._refuse_in_quarantine()
-        backlog: list[Event] = []
-        if message.start and message.start <= self.store.revision:
-            hub = WatchHub()
-            hub.add(0, message.key, message.end)
-            backlog = hub.match(self.store.events_since(message.start)).get(0, [])
-        if message.piece and sum(map(_bytes_of, backlog)) > message.piece:
-            return self._first_piece(message, backlog)
-        watch = self._next_watch
-        self._next_watch += 1
-        self._hub.add(watch, message.key, message.end)
-        self._watches[watch] = message
-        if backlog:
-            self._deliver(watch, backlog)
-        return Watching(watch, self.store.revision)
-
-    def _first_piece(self, message: Watch, backlog: list[Event]) -> Watching:
-        size, count = 0, 0
-        while not count or size <= message.piece:
-            size += _bytes_of(backlog[count])
-            count += 1
-        seen = [select(e, message.key, message.end) for e in backlog[:count]]
-        message.subscriber.offer(Watched(0, seen))
-        return Watching(0, self.store.revision)
+        return self.watches.add(message)
 
     @handles(Unwatch)
     def _on_unwatch(self, message: Unwatch) -> None:
-        self._hub.remove(message.watch)
-        self._watches.pop(message.watch, None)
-
-    def _notify(self, events: list[Event]) -> None:
-        for watch, matched in self._hub.match(events).items():
-            self._deliver(watch, matched)
-
-    def _deliver(self, watch: int, events: list[Event]) -> None:
-        wanted = self._watches[watch]
-        start = wanted.start
-        events = [e for e in events if e.revision >= start]
-        if not events:
-            return
-        seen = [select(e, wanted.key, wanted.end) for e in events]
-        if not wanted.subscriber.offer(Watched(watch, seen)):
-            self._on_unwatch(Unwatch(watch))
-            self.watch_drops += 1
+        self.watches.remove(message.watch)
 
     # -- snapshots (see ``snapshots.py``) --------------------------------------------------------------
 
@@ -695,8 +571,7 @@ class RaftPeer(Actor):
     def _on_save(self, _: Save) -> Promise:
         self._refuse_in_quarantine()
         promise = Promise()
-        nobody = Meta(0, 0, Config(frozenset()))
-        self._queue_read(lambda _: self.snapshots.build(nobody, promise.reply), promise.fail, 5.0)
+        self.reads.queue(lambda _: self.snapshots.read_out(promise.reply), promise.fail, SAVE_S)
         return promise
 
     @handles(SnapshotChunk)
@@ -705,17 +580,15 @@ class RaftPeer(Actor):
 
     def restored(self, meta: Meta, store: Store, leader: str) -> None:
         """A snapshot of the leader is durable: go on from it."""
-        self.actor_inbox.suspended = False
         self._last_tick = self.now()
         self.raft.restored(meta.index, meta.term, meta.config, leader)
         for image in list(self.store.images):
             image.close()
         self.store = store
+        self.reads.reached(meta.index)
         self.proposals.fail_sent(OVERTAKEN)
         self._connect()
-        # events between the old state and the snapshot are unknown: everybody lists again
-        self._hub = WatchHub()
-        self._watches.clear()
+        self.watches.clear()
         self.system.publish(BrainUp())
         self.kick()
 
@@ -723,38 +596,11 @@ class RaftPeer(Actor):
 
     @handles(ChangeConfig)
     def _on_change_config(self, message: ChangeConfig) -> Any:
-        if self.raft.role is not Role.LEADER:
-            promise = Promise()
-            self._relay(
-                ForwardedChange(message.change, message.member, list(message.info)), promise
-            )
-            return promise
-        config = changed(self.raft.config, message, self._caught_up)
-        if config == self.raft.config:
-            return True
-        try:
-            index = self.raft.propose_config(config)
-        except (ProposalDroppedError, NotLeaderError) as error:
-            raise BrainError("config_busy", str(error)) from None
-        self.kick()
+        if self.raft.role is Role.LEADER:
+            return self.membership.change(message)
         promise = Promise()
-        self._changing = (index, self.raft.term, promise, self.now() + CHANGE_S)
+        self._relay(ForwardedChange(message.change, message.member, list(message.info)), promise)
         return promise
-
-    def _settle_change(self, now: float) -> None:
-        """A change of members is answered when it holds: decided, and the joint state left."""
-        if self._changing is None:
-            return
-        index, term, promise, deadline = self._changing
-        if self.raft.role is not Role.LEADER or self.raft.term != term:
-            promise.fail(BrainError(TIMED_OUT, "leadership was lost meanwhile; it may still happen"))
-        elif self.raft.log.applied >= index and not self.raft.config.outgoing:
-            promise.reply(True)
-        elif now > deadline:
-            promise.fail(BrainError(TIMED_OUT, "no quorum in time; it may still happen"))
-        else:
-            return
-        self._changing = None
 
     @handles(ForwardedChange)
     def _on_forwarded_change(self, message: ForwardedChange) -> Any:
@@ -763,11 +609,9 @@ class RaftPeer(Actor):
             ChangeConfig(message.change, message.member, (name, address, url))
         )
 
-    def _caught_up(self, member: str) -> bool:
-        progress = self.raft.progress.get(member)
-        if progress is None or not progress.active or not progress.match:
-            return False  # it has never been heard of
-        return progress.match + CAUGHT_UP_ENTRIES >= self.raft.log.commit
+    @handles(StillMember)
+    def _on_still_member(self, message: StillMember) -> int | Promise:
+        return self.membership.left_out(message.member)
 
     @handles(StateHash)
     def _on_state_hash(self, _: StateHash) -> list[int]:
@@ -850,3 +694,7 @@ class RaftPeer(Actor):
             self._leases.stand_down()
         self.system.publish(LeaderChanged(raft.leader, raft.term, leading))
         self.proposals.new_term()
+        self.reads.new_term()
+        self.snapshots.new_term()
+        if leading and self.quarantine:
+            self._on_transfer(TransferLeadership())

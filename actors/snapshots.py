@@ -1,33 +1,63 @@
 """Making, sending and installing snapshots, a little at a time.
 
 A part of the Raft peer, not an actor of its own: it runs in the peer's turns and shares its
-state.  Whatever is large happens in slices, so that heartbeats and writes go on meanwhile.
+state.  Nothing is held whole: pieces go from the store to the disk or to a follower as they
+are read out, and from the leader into a new store and to the disk as they come, so that
+heartbeats and writes go on meanwhile, and a full disk delays snapshots alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from brain import snapshot
 from brain.image import Image
-from brain.raft import Kind, Message, Role
+from brain.raft import Config, Kind, Message, Role
 from brain.snapshot import Meta
+from brain.wal import DamagedLogError
 from kernel.mailbox import Promise
 from kernel.ports import DiskError
 from transport.router import BULK
 
-from .raft_messages import TIMED_OUT, BrainError, SnapshotChunk
+from .raft_messages import NO_SPACE, TIMED_OUT, BrainError, SnapshotChunk
 
 if TYPE_CHECKING:
     from .raft_peer import RaftPeer
 
+logger = logging.getLogger("argosy.raft")
+
 #: Seconds between two slices of work, and seconds that one chunk may take to be taken.
 SLICE_S, CHUNK_S = 0.002, 10.0
-#: Records read into the store in one slice while a snapshot is installed.
-RECORDS_PER_SLICE = 8
 #: Snapshots that are read out at one time: one for the disk, and one for each of some followers.
 IMAGES_MAX = 4
+#: Seconds after which a snapshot that found no room is tried again.
+ROOM_S = 10.0
+#: Of the store's size, what the log may have grown by before the next snapshot is due.
+SHARE_OF_STORE = 4
+#: The answer to a chunk when everything up to the snapshot's index is in use.
+IN_USE = -1
+
+
+class _Incoming:
+    """A snapshot that is on its way here."""
+
+    def __init__(self, term: int, index: int) -> None:
+        self.term = term
+        self.index = index
+        self.size = 0
+        self.reader = snapshot.Reader("the snapshot sent by the leader")
+        self.promises: list[Promise] = []  # those who sent the chunk that is being written
+
+    def settle(self, answer: int | BaseException) -> None:
+        """Answer the chunk."""
+        promises, self.promises = self.promises, []
+        for promise in promises:
+            if isinstance(answer, BaseException):
+                promise.fail(answer)
+            else:
+                promise.reply(answer)
 
 
 class Snapshots:
@@ -36,29 +66,32 @@ class Snapshots:
     def __init__(self, peer: RaftPeer) -> None:
         self._peer = peer
         self.index = 0  # of the newest snapshot on disk
-        self._saving = False
+        self._saving = 0  # of the one that is being written
         self._written = 0  # bytes of log when the newest snapshot was begun
+        self._no_room_until = 0.0
         self._sending: set[tuple[str, int]] = set()  # (follower, term of our leadership)
-        self._incoming: tuple[int, int, bytearray] | None = None
-        self.install_next: Callable[[], None] | None = None  # once the log is quiet
+        self._incoming: _Incoming | None = None
+        #: from the last chunk on until its store is in use, this peer takes no part in Raft
+        self.installing = False
+        self._install: Callable[[], None] | None = None  # once the log is quiet
 
     def _meta(self) -> Meta:
         raft = self._peer.raft
         applied = raft.log.applied
         return Meta(applied, raft.log.term(applied), raft.config_at(applied))
 
-    def build(self, meta: Meta, then: Callable[[bytes], None]) -> None:
-        """Read the state of this moment out, in slices."""
-        out = bytearray()
-        pieces: Iterator[bytes] = snapshot.pieces(meta, Image(self._peer.store))
+    def read_out(self, then: Callable[[list[bytes]], None]) -> None:
+        """Hand the state of this moment to ``then``, in chunks, for a backup."""
+        source = snapshot.chunks(Meta(0, 0, Config(frozenset())), Image(self._peer.store))
+        out: list[bytes] = []
 
         def more() -> None:
-            piece = next(pieces, None)
-            if piece is None:
-                then(bytes(out))
-                return
-            out.extend(piece)
-            self._peer.after(SLICE_S, more)
+            chunk, last = next(source)
+            out.append(chunk)
+            if last:
+                then(out)
+            else:
+                self._peer.after(SLICE_S, more)
 
         more()
 
@@ -69,27 +102,54 @@ class Snapshots:
         peer, settings = self._peer, self._peer.settings
         entries = peer.raft.log.applied - self.index
         written = peer.journal.bytes_written - self._written
-        if self._saving or (entries < settings.snapshot_entries and written < settings.snapshot_bytes):
-            return
-        if not entries:
-            return
-        self._saving = True
-        self._written = peer.journal.bytes_written
-        meta = self._meta()
+        bytes_due = max(settings.snapshot_bytes, peer.store.size // SHARE_OF_STORE)
+        due = entries and (entries >= settings.snapshot_entries or written >= bytes_due)
+        if due and not self._saving and not self.installing and peer.now() >= self._no_room_until:
+            self._written = peer.journal.bytes_written
+            meta = self._meta()
+            self._saving = meta.index
+            self._save(meta, snapshot.chunks(meta, Image(peer.store)), 0)
 
-        def built(data: bytes) -> None:
-            if self._saving and meta.index > self.index:  # none was installed meanwhile
-                peer.journal.save_snapshot(meta, data, peer.turn, lambda error: self._saved(meta, error))
+    def _save(self, meta: Meta, source: Iterator[tuple[bytes, bool]], offset: int) -> None:
+        peer = self._peer
+        chunk, last = next(source)
+
+        def written(error: DiskError | None) -> None:
+            if error is not None and not error.full:
+                peer.system.fatal(error)
+            elif error is not None:
+                logger.warning("no room for a snapshot, tried again in %g s: %s", ROOM_S, error)
+                self._no_room_until = peer.now() + ROOM_S
+                give_up()
+            elif self._saving != meta.index:  # one was installed meanwhile
+                give_up()
+            elif last:
+                publish()
             else:
-                self._saving = False
+                peer.after(SLICE_S, lambda: self._save(meta, source, offset + len(chunk)))
 
-        self.build(meta, built)
+        def give_up() -> None:
+            source.close()  # type: ignore[attr-defined]
+            peer.journal.drop_part(meta.index)
+            if self._saving == meta.index:
+                self._saving = 0
+
+        def publish() -> None:
+            if self._saving != meta.index:
+                give_up()
+            elif peer.raft.log.stable < meta.index:
+                peer.after(SLICE_S, publish)  # the log behind it is still on its way to the disk
+            else:
+                peer.journal.publish(meta, peer.turn(lambda error: self._saved(meta, error)))
+
+        peer.journal.write_part(meta.index, offset, chunk, peer.turn(written))
 
     def _saved(self, meta: Meta, error: DiskError | None) -> None:
         if error is not None:
             self._peer.system.fatal(error)
             return
-        self._saving = False
+        if self._saving == meta.index:
+            self._saving = 0
         self.index = max(self.index, meta.index)
         log, settings = self._peer.raft.log, self._peer.settings
         keep_from = log.back_from(meta.index, settings.trailing_entries, settings.trailing_bytes)
@@ -110,94 +170,143 @@ class Snapshots:
         self._sending.add((follower, term))
         meta = self._meta()
         target = peer.router.ref(follower, "raft", BULK)
+        source = snapshot.chunks(meta, Image(peer.store))
 
         def finish(ok: bool) -> None:
+            source.close()  # type: ignore[attr-defined]
             self._sending.discard((follower, term))
             if peer.raft.role is Role.LEADER and peer.raft.term == term:
                 peer.raft.snapshot_sent(follower, meta.index, ok)
                 peer.kick()
 
-        def built(data: bytes) -> None:
-            def send(offset: int) -> None:
-                chunk = data[offset : offset + snapshot.CHUNK_BYTES]
-                message = SnapshotChunk(peer.machine, term, meta.index, offset, len(data), chunk)
-                peer.ask_then(target, message, CHUNK_S, on_reply)
+        def send(offset: int) -> None:
+            chunk, last = next(source)
+            reached = offset + len(chunk)
 
-            def on_reply(reached: Any, error: BaseException | None) -> None:
-                if error is not None or peer.raft.role is not Role.LEADER or type(reached) is not int:
+            def answered(answer: Any, error: BaseException | None) -> None:
+                if error is not None or peer.raft.role is not Role.LEADER:
                     finish(False)
-                elif reached >= len(data):
+                elif answer == IN_USE:
                     finish(True)
+                elif answer == reached and not last:
+                    send(reached)
                 else:
-                    send(max(reached, 0))
+                    finish(False)
 
-            send(0)
+            message = SnapshotChunk(peer.machine, term, meta.index, offset, last, chunk)
+            peer.ask_then(target, message, CHUNK_S, answered)
 
-        self.build(meta, built)
+        send(0)
 
     # -- from the leader ---------------------------------------------------------------------
 
     def take(self, message: SnapshotChunk) -> Any:
-        """One piece; answers how many bytes are here, once all of them are in use."""
+        """One piece; answers how many bytes are here, or :data:`IN_USE`."""
         peer, raft = self._peer, self._peer.raft
+        if self.installing:
+            raise BrainError("busy", "a snapshot is being taken into use")
         raft.step(Message(Kind.SNAPSHOT_DONE, message.leader, peer.machine, message.term))
         peer.kick()
         if message.term < raft.term:
             raise BrainError("stale", f"term {message.term} is over")
         if message.index <= raft.log.commit:
-            return message.total  # nothing in it that is not here
-        incoming = self._incoming
-        if incoming is None or incoming[:2] != (message.term, message.index):
-            incoming = self._incoming = (message.term, message.index, bytearray())
-        if message.offset != len(incoming[2]):
-            return len(incoming[2])
-        incoming[2].extend(message.data)
-        if len(incoming[2]) < message.total:
-            return len(incoming[2])
-        self._incoming = None
-        return self._install(bytes(incoming[2]), message.leader)
-
-    def _install(self, data: bytes, leader: str) -> Promise:
-        """Take a whole snapshot into use once it is read and durable.
-
-        Meanwhile this peer takes no messages: entries that are still being written belong
-        to the log before it, and new ones to the log after it.
-        """
+            return IN_USE  # nothing in it that is not here
+        incoming = self._expected(message)
         promise = Promise()
-        peer = self._peer
-        peer.actor_inbox.suspended = True
-        steps = snapshot.loading("the snapshot sent by the leader", data)
-
-        def read() -> None:
-            try:
-                for _ in range(RECORDS_PER_SLICE):
-                    next(steps)
-            except StopIteration as end:
-                meta, store = end.value
-                self._use(meta, store, data, leader, promise)
-            else:
-                peer.after(SLICE_S, read)
-
-        read()
+        incoming.promises.append(promise)
+        if message.offset < incoming.size:
+            return promise  # a frame that came twice: the first is being written
+        try:
+            incoming.reader.feed(message.data)
+        except DamagedLogError as error:
+            self._abandon(incoming, BrainError("damaged", str(error)))
+            return promise
+        incoming.size += len(message.data)
+        written = peer.turn(lambda error: self._written_part(incoming, message, error))
+        peer.journal.write_part(message.index, message.offset, message.data, written)
         return promise
 
-    def _use(self, meta: Meta, store: Any, data: bytes, leader: str, promise: Promise) -> None:
+    def new_term(self) -> None:
+        """Another leadership has begun: nobody sends the rest."""
+        incoming = self._incoming
+        if incoming is not None and incoming.term != self._peer.raft.term and not incoming.promises:
+            self._abandon(incoming, BrainError("stale", "its term is over"))
+
+    def _expected(self, message: SnapshotChunk) -> _Incoming:
+        """The snapshot that a chunk belongs to; raises :class:`BrainError` if it cannot be taken."""
+        incoming = self._incoming
+        known = incoming is not None and (incoming.term, incoming.index) == (message.term, message.index)
+        if incoming is not None and known:
+            again = bool(incoming.promises) and message.offset + len(message.data) == incoming.size
+            if again or (message.offset == incoming.size and not incoming.promises):
+                return incoming
+        if incoming is not None and incoming.promises:
+            raise BrainError("busy", "a piece of a snapshot is being written")
+        if message.offset:
+            raise BrainError("stale", "this is not the piece that was expected")
+        if self._peer.now() < self._no_room_until:
+            raise BrainError(NO_SPACE, "there was no room for a snapshot")
+        if message.index == self._saving:
+            self._saving = 0
+        if incoming is not None and incoming.index != message.index:
+            self._peer.journal.drop_part(incoming.index)
+        self._incoming = _Incoming(message.term, message.index)
+        return self._incoming
+
+    def _abandon(self, incoming: _Incoming, error: BaseException) -> None:
+        self._incoming = None
+        self._peer.journal.drop_part(incoming.index)
+        incoming.settle(error)
+
+    def _written_part(self, incoming: _Incoming, message: SnapshotChunk, error: DiskError | None) -> None:
         peer = self._peer
-        keeps_log = peer.raft.log.matches(meta.index, meta.term)
+        if error is not None and not error.full:
+            peer.system.fatal(error)
+        elif error is not None:
+            self._no_room_until = peer.now() + ROOM_S
+            self._abandon(incoming, BrainError(NO_SPACE, str(error)))
+        elif message.term != peer.raft.term or message.index <= peer.raft.log.commit:
+            self._abandon(incoming, BrainError("stale", "it was overtaken"))
+        elif not message.last:
+            incoming.settle(incoming.size)
+        else:
+            self._take_into_use(incoming, message)
+
+    def _take_into_use(self, incoming: _Incoming, message: SnapshotChunk) -> None:
+        """Entries that are still being written belong to the log before it; new ones, which
+        would belong to the log after it, are not taken until it is there.
+        """
+        peer = self._peer
+        try:
+            meta, store = incoming.reader.finish()
+        except DamagedLogError as error:
+            self._abandon(incoming, BrainError("damaged", str(error)))
+            return
+        self._incoming = None
+        self.installing = True
 
         def installed(error: DiskError | None) -> None:
             if error is not None:
                 peer.system.fatal(error)
                 return
-            self._saving = False
+            self.installing = False
+            self._saving = 0
             self.index = meta.index
-            peer.restored(meta, store, leader)
-            promise.reply(len(data))
+            peer.restored(meta, store, message.leader)
+            incoming.settle(IN_USE)
 
-        self.install_next = lambda: peer.journal.save_snapshot(
-            meta, data, peer.turn, installed, fresh_log=not keeps_log
-        )
-        peer.sync()
+        def install() -> None:
+            keeps_log = peer.raft.log.matches(meta.index, meta.term)
+            peer.journal.publish(meta, peer.turn(installed), fresh_log=not keeps_log)
+
+        self._install = install
+        peer.kick()
+
+    def log_is_quiet(self) -> None:
+        """Nothing is being written, and nothing waits to be."""
+        if self._install is not None and not self._peer.raft.has_ready:
+            install, self._install = self._install, None
+            install()
 
 
 #: What an asker hears whose command a snapshot has overtaken.

@@ -2,12 +2,16 @@
 
 Nothing is copied but what is small; the rest is read where it lies when its turn comes.
 A version that would be forgotten before that is handed to the image first.
+
+The records are CBOR lists: a head, leases, directories, keys, and then the events, newest
+first.  Every version is in them once: a live one with its key, a superseded one in the event
+that superseded it.  ``brain/loader.py`` reads them back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from .codec import encode_own
@@ -15,11 +19,14 @@ from .codec import encode_own
 if TYPE_CHECKING:
     from .store import Event, Item, Store
 
-#: Keys, and bytes of values, in one record.
-KEYS_PER_RECORD = 256
+#: Rows, and bytes of keys and values, after which a record is closed.
+ROWS_PER_RECORD = 256
 RECORD_BYTES = 256 * 1024
-#: Events in one record.
-EVENTS_PER_RECORD = 100
+#: What a row or a change is counted with beside its key and value.
+ROW_BYTES = 64
+
+#: Bytes that a row is counted with, and the row.
+Row = tuple[int, list[object]]
 
 
 class Image:
@@ -35,7 +42,7 @@ class Image:
             store.history_revisions, store.history_age_ms, store.compact_revision,
         ]  # fmt: skip
         self._leases = sorted((lease, held.ttl_ms) for lease, held in store.leases.items())
-        self._dirs = [[path, d.created, d.modified, d.expires] for path, d in store.dirs.items()]
+        self._dirs = [(path, d.created, d.modified, d.expires) for path, d in store.dirs.items()]
         self._events = list(store.events)
         store.images.append(self)
 
@@ -50,48 +57,66 @@ class Image:
             self._store.images.remove(self)
 
     def records(self) -> Iterator[bytes]:
-        """The state as CBOR records (see ``Store.load``); each takes a millisecond or so."""
+        """The state as records; each takes a millisecond or so, unless one value is larger than that."""
         try:
             yield encode_own(self._head)
-            for at in range(0, len(self._leases), 1000):
-                yield encode_own(["leases", [list(pair) for pair in self._leases[at : at + 1000]]])
-            for at in range(0, len(self._dirs), 1000):
-                yield encode_own(["dirs", self._dirs[at : at + 1000]])
-            yield from self._keys()
-            for at in range(0, len(self._events), EVENTS_PER_RECORD):
-                yield encode_own(["events", [_event(e) for e in self._events[at : at + EVENTS_PER_RECORD]]])
+            yield from _packed("leases", ((ROW_BYTES, list(pair)) for pair in self._leases))
+            yield from _packed("dirs", ((ROW_BYTES + len(path), [path, *rest]) for path, *rest in self._dirs))
+            yield from _packed("keys", self._keys())
+            yield from _packed("events", chain.from_iterable(map(_rows, reversed(self._events))))
         finally:
             self.close()
 
-    def _keys(self) -> Iterator[bytes]:
-        store = self._store
-        rows: list[list[object]] = []
-        size = 0
+    def _keys(self) -> Iterator[Row]:
+        """Every key with its version of then; the store may change whenever a row was given."""
+        live = self._store.live
         while True:
-            live = store.live.irange(self._cursor, None, inclusive=(False, True))
-            keys = list(islice(live, KEYS_PER_RECORD))
-            for key in keys:
-                item = store.live[key]
-                if item.mod > self.revision:
-                    item = self._saved.get(key) or store.version_at(key, self.revision)
+            ahead = list(islice(live.irange(self._cursor, None, inclusive=(False, True)), ROWS_PER_RECORD))
+            for key in ahead:
+                item = live.get(key)
+                if item is None or item.mod > self.revision:
+                    item = self._saved.get(key) or self._store.version_at(key, self.revision)
                 self._saved.pop(key, None)
                 self._cursor = key
-                if item is None:
-                    continue
-                rows.append([key, *item])
-                size += len(item.value)
-                if size >= RECORD_BYTES:
-                    break
-            if rows:
-                yield encode_own(["keys", rows])
-                rows, size = [], 0
-            if not keys:
+                if item is not None:
+                    yield _size(key, item), [key, *item]
+            if not ahead:
                 break
-        left = sorted(self._saved.items())  # keys that are gone from the store by now
-        for at in range(0, len(left), KEYS_PER_RECORD):
-            yield encode_own(["keys", [[key, *item] for key, item in left[at : at + KEYS_PER_RECORD]]])
+        for key, item in sorted(self._saved.items()):  # they are gone from the store by now
+            yield _size(key, item), [key, *item]
 
 
-def _event(event: Event) -> list[object]:
-    rows = [[key, list(item) if item else None, list(prev) if prev else None] for key, item, prev in event.changes]
-    return [event.revision, rows, list(event.note or ()), event.digest, event.at_ms]
+def _packed(kind: str, rows: Iterable[Row]) -> Iterator[bytes]:
+    """Rows in records of bounded size."""
+    batch: list[list[object]] = []
+    size = 0
+    for row_bytes, row in rows:
+        batch.append(row)
+        size += row_bytes
+        if size >= RECORD_BYTES or len(batch) >= ROWS_PER_RECORD:
+            yield encode_own([kind, batch])
+            batch, size = [], 0
+    if batch:
+        yield encode_own([kind, batch])
+
+
+def _size(key: bytes, item: Item | None) -> int:
+    return ROW_BYTES + len(key) + (len(item.value) if item is not None else 0)
+
+
+def _rows(event: Event) -> Iterator[Row]:
+    """An event, last change first, without the versions that a later event or the live keys have.
+
+    One that changed a great deal takes several rows.
+    """
+    about = [event.revision, list(event.note or ()), event.digest, event.at_ms]
+    part: list[object] = []
+    size = ROW_BYTES
+    for key, item, prev in reversed(event.changes):
+        part.append([key, item is not None, list(prev) if prev else None])
+        size += _size(key, prev)
+        if size >= RECORD_BYTES:
+            yield size, [*about, part]
+            part, size = [], ROW_BYTES
+    if part or not event.changes:
+        yield size, [*about, part]

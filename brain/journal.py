@@ -17,8 +17,6 @@ from .store import Store
 from .wal import DamagedLogError
 
 Done = Callable[[Any], None]
-#: Bytes of a snapshot that are written and synced at a time, between batches of the log.
-PIECE_BYTES = 1024 * 1024
 #: End of the name of a file that is not complete; never read, and removed at the next start.
 PART = ".part"
 
@@ -164,35 +162,28 @@ class Journal:
         self._has_state = True
         return operations
 
-    def save_snapshot(
-        self, meta: Meta, data: bytes, turn: Callable[[Done], Done], done: Done, fresh_log: bool = False
-    ) -> None:
-        """Write a snapshot file piece by piece, then remove what it makes superfluous.
+    def write_part(self, index: int, offset: int, data: bytes, done: Done) -> None:
+        """Write a piece of the snapshot at ``index``; batches of the log may go between two of them.
 
-        ``turn`` wraps what is to be called when a piece is durable; batches of the log may be
-        written between two pieces.  ``fresh_log``: the log's entries do not continue from it,
-        so a new segment starts.
+        It does not wait for room on a full disk: ``done`` is told of it, and the log goes on.
+        """
+        part = snapshot.file_name(index) + PART
+        operations: list[tuple[Any, ...]] = [("write", part, offset, data), ("sync", part)]
+        if not offset:
+            operations.insert(0, ("create", part, 0))
+        self._disk.submit(operations, done, if_room=True)
+
+    def drop_part(self, index: int) -> None:
+        """Give up a snapshot of which pieces were written."""
+        self._disk.submit([("remove", snapshot.file_name(index) + PART)], lambda error: None)
+
+    def publish(self, meta: Meta, done: Done, fresh_log: bool = False) -> None:
+        """All pieces of a snapshot are written: call it one, and remove what it makes superfluous.
+
+        ``fresh_log``: the log's entries do not continue from it, so a new segment starts.
         """
         name = snapshot.file_name(meta.index)
         part = name + PART
-
-        def write(at: int) -> Done:
-            def go(error: Any) -> None:
-                if error is not None:
-                    done(error)
-                elif at >= len(data):
-                    self._publish(meta, part, name, turn(done), fresh_log)
-                else:
-                    piece = data[at : at + PIECE_BYTES]
-                    self._disk.submit(
-                        [("write", part, at, piece), ("sync", part)], turn(write(at + PIECE_BYTES))
-                    )
-
-            return go
-
-        self._disk.submit([("create", part, 0)], turn(write(0)))
-
-    def _publish(self, meta: Meta, part: str, name: str, done: Done, fresh_log: bool) -> None:
         operations: list[tuple[Any, ...]] = [("rename", part, name), ("sync_dir",)]
         doomed_segments = [s for s in self._highest if s != self._sequence]
         if fresh_log:

@@ -39,6 +39,7 @@ class Kind(IntEnum):
     PRE_VOTE_REPLY = 8
     SNAPSHOT_DONE = 9
     TIMEOUT_NOW = 10
+    RECEIVED = 11
 
 
 class Role(IntEnum):
@@ -149,6 +150,8 @@ class Settings:
     inflight_appends_max: int = 2
     #: bytes of entries appended and not yet committed; beyond it proposals are dropped
     uncommitted_bytes_max: int = 64 * 1024 * 1024
+    #: bytes of entries that a follower may have and not acknowledge, because its disk is slow or full
+    unsynced_bytes_max: int = 16 * 1024 * 1024
     #: bytes of committed entries handed out in one Ready
     apply_bytes_max: int = 4 * 1024 * 1024
 
@@ -195,7 +198,9 @@ class Ready:
 class Progress:
     """What the leader knows of one follower (etcd-io/raft's probe/replicate/snapshot)."""
 
-    __slots__ = ("active", "inflight", "match", "next", "probe_sent", "state")
+    __slots__ = (
+        "active", "durable", "inflight", "inflight_at_heartbeat", "match", "next", "probe_sent", "state",
+    )  # fmt: skip
 
     def __init__(self, next_index: int) -> None:
         self.match = 0
@@ -203,6 +208,8 @@ class Progress:
         self.state = "probe"
         self.probe_sent = False
         self.inflight: deque[int] = deque()
+        self.inflight_at_heartbeat = 0
+        self.durable = 0  # what it says to have on disk; no promise
         self.active = True
 
 
@@ -250,6 +257,8 @@ class Raft:
         self._reads_waiting: list[int] = []
         self._reads_done: list[tuple[int, int]] = []
         self.elections = 0
+        #: set by the actor while its disk has not answered for a while
+        self.lagging = False
         self._reset(self.term)
         self._find_configs(log.snapshot_index + 1)
 
@@ -314,6 +323,18 @@ class Raft:
         outgoing = self.config.voters if config.voters != self.config.voters else frozenset[str]()
         target = replace(config, outgoing=outgoing)
         return self._append([(self.term, EntryKind.CONFIG, encode(target.dump()))])
+
+    @property
+    def config_index(self) -> int:
+        """Where in the log the configuration in force stands (or the snapshot that brought it)."""
+        return self._configs[-1][0]
+
+    @property
+    def hears_leader(self) -> bool:
+        """Whether a leader is known and has been heard of lately, or is this peer."""
+        return bool(self.leader) and (
+            self.role is Role.LEADER or self._elapsed < self.settings.election_ticks
+        )
 
     def config_at(self, index: int) -> Config:
         """The configuration as of an index: what a snapshot there must carry."""
@@ -463,8 +484,7 @@ class Raft:
         return (
             m.kind in (Kind.VOTE, Kind.PRE_VOTE)
             and not m.context  # set when leadership is being transferred on purpose
-            and bool(self.leader)
-            and self._elapsed < self.settings.election_ticks
+            and self.hears_leader
         )
 
     def _meet_higher_term(self, m: Message) -> None:
@@ -613,6 +633,8 @@ class Raft:
             self._on_append_reply(m, progress)
         elif m.kind == Kind.HEARTBEAT_REPLY:
             self._on_heartbeat_reply(m, progress)
+        elif m.kind == Kind.RECEIVED:
+            self._on_received(m, progress)
 
     def _hear(self, leader: str) -> None:
         self._elapsed = 0
@@ -630,6 +652,9 @@ class Raft:
                 self._find_configs(m.index + 1)
             self.log.commit_to(min(m.commit, last_new))
             self._ack(m.frm, last_new)
+            if self.lagging and last_new > self.log.stable:
+                received = Message(Kind.RECEIVED, self.id, m.frm, self.term, last_new, commit=self.log.stable)
+                self._messages.append(received)
             return
         hint = self.log.conflict_hint(min(m.index, self.log.last_index), m.log_term)
         self._send(
@@ -678,12 +703,47 @@ class Raft:
     def _on_heartbeat_reply(self, m: Message, progress: Progress) -> None:
         progress.probe_sent = False
         if progress.match < self.log.last_index and progress.state != "snapshot":
-            if len(progress.inflight) >= self.settings.inflight_appends_max:
-                progress.inflight.popleft()  # its answer may be lost
-            self._send_append(m.frm, even_empty=True)
+            self._send_more(m.frm, progress, m.index)
         if m.context and m.context == self._read_round and self._reads_in_round:
             self._read_acks.add(m.frm)
             self._finish_read_round()
+
+    def _on_received(self, m: Message, progress: Progress) -> None:
+        """A follower has entries up to ``index`` in memory; its disk does not, and has up to ``commit``.
+
+        That counts for nothing, but its log is known to agree: it need not be probed any more.
+        """
+        progress.durable = max(progress.durable, m.commit)
+        if progress.state == "probe" and progress.match <= m.index <= self.log.last_index:
+            progress.state = "replicate"
+            progress.probe_sent = False
+            progress.inflight.clear()
+            progress.inflight.append(m.index)
+            progress.next = m.index + 1
+            self._send_append(m.frm)
+
+    def _send_more(self, to: str, progress: Progress, received: int) -> None:
+        """A follower lacks entries, or says nothing of them: its log ends at ``received``.
+
+        What it has and does not acknowledge waits for its disk; that may be so much and no more.
+        Should its log end in other entries, the next append finds out.
+        """
+        if len(progress.inflight) >= self.settings.inflight_appends_max:
+            oldest = progress.inflight[0]
+            if received < oldest:
+                if oldest != progress.inflight_at_heartbeat:
+                    return  # it may still be on its way
+                progress.inflight.clear()  # lost
+                progress.next = progress.match + 1
+            elif self._unsynced_bytes(progress) < self.settings.unsynced_bytes_max:
+                progress.inflight.popleft()
+            else:
+                self._send_entries(to, progress.next - 1, ())  # how far the log is decided
+                return
+        self._send_append(to, even_empty=True)
+
+    def _unsynced_bytes(self, progress: Progress) -> int:
+        return self.log.bytes_between(max(progress.match, progress.durable), progress.next - 1)
 
     def _append(self, entries: list[Entry], bounded: bool = True) -> int:
         if self.role is not Role.LEADER:
@@ -735,12 +795,7 @@ class Raft:
             if not entries and progress.state == "replicate" and not even_empty:
                 return
             even_empty = False
-            self._messages.append(
-                Message(
-                    Kind.APPEND, self.id, to, self.term, before, self.log.term(before),
-                    self.log.commit, entries,
-                )
-            )  # fmt: skip
+            self._send_entries(to, before, entries)
             if progress.state == "probe":
                 progress.probe_sent = True
                 return
@@ -748,6 +803,12 @@ class Raft:
                 return
             progress.next += len(entries)
             progress.inflight.append(progress.next - 1)
+
+    def _send_entries(self, to: str, before: int, entries: tuple[Entry, ...]) -> None:
+        term_before, commit = self.log.term(before), self.log.commit
+        self._messages.append(
+            Message(Kind.APPEND, self.id, to, self.term, before, term_before, commit, entries)
+        )
 
     def _advance_commit(self) -> bool:
         """Commit what a quorum has on disk, if it is of this term (5.4.2)."""
@@ -770,6 +831,7 @@ class Raft:
         context = self._read_round if self._reads_in_round else 0
         for peer, progress in self.progress.items():
             commit = min(progress.match, self.log.commit)
+            progress.inflight_at_heartbeat = progress.inflight[0] if progress.inflight else 0
             self._messages.append(
                 Message(Kind.HEARTBEAT, self.id, peer, self.term, commit=commit, context=context)
             )

@@ -2,7 +2,8 @@
 
 Indexes start at 1.  ``snapshot_index`` is covered by a snapshot, ``stable`` is on this
 peer's disk, ``commit`` is decided, ``applied`` has reached the state machine:
-``snapshot_index <= applied <= commit <= last_index``.
+``snapshot_index <= applied <= commit <= last_index``.  A quorum's disks hold what is decided,
+so a peer may apply what its own disk does not hold yet; it says so to nobody.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class RaftLog:
 
     @property
     def appliable(self) -> int:
-        """Committed and on this peer's own disk."""
-        return min(self.commit, self.stable)
+        """What may be applied: all that is decided, though this peer's own disk may be behind."""
+        return self.commit
 
     @property
     def has_unwritten(self) -> bool:

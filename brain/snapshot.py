@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from .codec import decode, encode
 from .image import Image
+from .loader import Loader
 from .raft import Config
 from .store import Store
-from .wal import DamagedLogError
+from .wal import RECORD_BYTES_MAX, DamagedLogError
 
-MAGIC = b"argosy-snapshot-2\n"
+MAGIC = b"argosy-snapshot-3\n"
 _RECORD = struct.Struct("<II")
 #: Bytes of one piece on its way to disk or to another peer.
 CHUNK_BYTES = 256 * 1024
@@ -56,6 +57,17 @@ def pieces(meta: Meta, image: Image) -> Iterator[bytes]:
     yield _record(encode(["end", count]))
 
 
+def chunks(meta: Meta, image: Image) -> Iterator[tuple[bytes, bool]]:
+    """The file in chunks of :data:`CHUNK_BYTES`, each with whether it is the last."""
+    waiting = bytearray()
+    for piece in pieces(meta, image):
+        waiting += piece
+        while len(waiting) > CHUNK_BYTES:
+            yield bytes(memoryview(waiting)[:CHUNK_BYTES]), False
+            del waiting[:CHUNK_BYTES]
+    yield bytes(waiting), True
+
+
 def dump(meta: Meta, store: Store) -> bytes:
     """The whole file at once."""
     return b"".join(pieces(meta, Image(store)))
@@ -63,43 +75,85 @@ def dump(meta: Meta, store: Store) -> bytes:
 
 def load(path: str, data: bytes) -> tuple[Meta, Store]:
     """Read a file; raises :class:`DamagedLogError` if a bit of it is wrong."""
-    steps = loading(path, data)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+    reader = Reader(path)
+    reader.feed(data)
+    return reader.finish()
 
 
-def loading(path: str, data: bytes) -> Generator[None, None, tuple[Meta, Store]]:
-    """The same in steps."""
-    records = _records(path, data)
-    first = next(records, None)
-    if first is None or first[0] != "meta":
+def head(path: str, data: bytes) -> Meta:
+    """What a file stands for; the state in it is not looked at."""
+    reader = Reader(path)
+    start = len(MAGIC) + _RECORD.size
+    length = _RECORD.unpack(data[start - _RECORD.size : start].ljust(_RECORD.size, b"\0"))[0]
+    reader.feed(data[: start + length])
+    if reader.meta is None:
         raise DamagedLogError(path, len(MAGIC), "the snapshot has no head")
-    meta = Meta(first[1], first[2], Config.load(first[3]))
-    store = Store()
-    yield from store.loading(records)
-    return meta, store
+    return reader.meta
 
 
-def _records(path: str, data: bytes) -> Iterator[list[Any]]:
-    if not data.startswith(MAGIC):
-        raise DamagedLogError(path, 0, "this is not a snapshot")
-    offset = len(MAGIC)
-    count = -1  # the head is not counted
-    while True:
-        if offset + _RECORD.size > len(data):
-            raise DamagedLogError(path, offset, "the snapshot ends early")
-        length, check = _RECORD.unpack_from(data, offset)
-        body = data[offset + _RECORD.size : offset + _RECORD.size + length]
-        if len(body) != length or zlib.crc32(body) != check:
-            raise DamagedLogError(path, offset, "a record is damaged")
-        record: list[Any] = decode(body)
-        offset += _RECORD.size + length
-        if record[0] == "end":
-            if record[1] != count or offset != len(data):
-                raise DamagedLogError(path, offset, "the snapshot's end does not fit")
-            return
-        count += 1
-        yield record
+class Reader:
+    """A snapshot read as it comes, in pieces of any size.
+
+    ``path`` is what a :class:`DamagedLogError` calls it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._rest = bytearray()
+        self._offset = 0  # of the rest, in the file
+        self._count = -1  # records so far; the head is not counted
+        self.meta: Meta | None = None
+        self._loader = Loader()
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """The next piece."""
+        self._rest += data
+        if not self._offset:
+            if len(self._rest) < len(MAGIC):
+                return
+            if not self._rest.startswith(MAGIC):
+                raise DamagedLogError(self._path, 0, "this is not a snapshot, or one of another version")
+            self._skip(len(MAGIC))
+        while self._rest:
+            if self._ended:
+                raise DamagedLogError(self._path, self._offset, "the snapshot's end does not fit")
+            if len(self._rest) < _RECORD.size:
+                return
+            length, check = _RECORD.unpack_from(self._rest)
+            if length > RECORD_BYTES_MAX:
+                raise DamagedLogError(self._path, self._offset, "a record is damaged")
+            if len(self._rest) < _RECORD.size + length:
+                return
+            body = bytes(memoryview(self._rest)[_RECORD.size : _RECORD.size + length])
+            if zlib.crc32(body) != check:
+                raise DamagedLogError(self._path, self._offset, "a record is damaged")
+            self._take(body)
+            self._skip(_RECORD.size + length)
+
+    def _skip(self, count: int) -> None:
+        del self._rest[:count]
+        self._offset += count
+
+    def _take(self, body: bytes) -> None:
+        try:
+            record: list[Any] = decode(body)
+            if self.meta is None:
+                if record[0] != "meta":
+                    raise ValueError("the snapshot has no head")
+                self.meta = Meta(record[1], record[2], Config.load(record[3]))
+            elif record[0] == "end":
+                if record[1] != self._count:
+                    raise ValueError("the snapshot's end does not fit")
+                self._ended = True
+            else:
+                self._loader.take(record)
+        except (ValueError, TypeError, LookupError) as error:
+            raise DamagedLogError(self._path, self._offset, str(error)) from None
+        self._count += 1
+
+    def finish(self) -> tuple[Meta, Store]:
+        """What the file holds, once all of it was fed."""
+        if self._rest or not self._ended or self.meta is None:
+            raise DamagedLogError(self._path, self._offset, "the snapshot ends early")
+        return self.meta, self._loader.finish()

@@ -14,7 +14,7 @@ import heapq
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedDict
@@ -485,65 +485,6 @@ class Store:
     def dump(self) -> Iterator[bytes]:
         """The state as CBOR records, as of now; see ``brain/image.py``."""
         return Image(self).records()
-
-    @classmethod
-    def load(cls, records: Iterable[list[Any]]) -> Store:
-        """The reverse of :meth:`dump`, from decoded records."""
-        store = cls()
-        for _ in store.loading(records):
-            pass
-        return store
-
-    def loading(self, records: Iterable[list[Any]]) -> Iterator[None]:
-        """The same in steps, into this empty store; it is complete when they end."""
-        keys: dict[bytes, Item] = {}
-        for record in records:
-            kind = record[0]
-            if kind == "head":
-                self.revision, self.compacted, self.log_time_ms, self.hash = record[1:5]
-                self.history_revisions, self.history_age_ms, self.compact_revision = record[5:]
-            elif kind == "leases":
-                self.leases.update((lease, Lease(ttl_ms)) for lease, ttl_ms in record[1])
-            elif kind == "dirs":
-                self.dirs.update((row[0], Dir(*row[1:])) for row in record[1])
-            elif kind == "keys":
-                for row in record[1]:
-                    keys[row[0]] = Item._make(row[1:])
-            else:
-                for row in record[1]:
-                    self._load_event(*row)
-            yield
-        self.live.update(keys)
-        self._derive()
-
-    def _load_event(
-        self, revision: int, changes: list[Any], note: list[Any], digest: int, at_ms: int
-    ) -> None:
-        if note and note[4] is not None:
-            note[4] = tuple(note[4])
-        event = Event(
-            revision,
-            tuple(Change(k, Item(*i) if i else None, Item(*p) if p else None) for k, i, p in changes),
-            TreeNote(*note) if note else None,
-            digest,
-            at_ms,
-        )
-        self.events.append(event)
-        for key, _, prev in event.changes:
-            if prev is not None:
-                self._supersede(key, prev, revision)
-
-    def _derive(self) -> None:
-        """What is computed from the rest: keys of leases, and the heap of expiries."""
-        self.bytes_live = 0
-        for key, item in self.live.items():
-            self.bytes_live += weight(key, item)
-            if item.lease:
-                self.leases[item.lease].keys.add(key)
-            if item.expires:
-                self.expiries.append((item.expires, key.decode("utf-8")))
-        self.expiries.extend((d.expires, path) for path, d in self.dirs.items() if d.expires)
-        heapq.heapify(self.expiries)
 
 
 _OPERATIONS: dict[str, Any] = {

@@ -68,8 +68,8 @@ def snapshot_save(session: Session, file: Path, as_json: bool) -> None:
     temporary = file.with_name(file.name + ".part")
     with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
         with show.progress("snapshot", made["bytes"]) as advance:
-            while out.tell() < made["bytes"]:
-                piece = session.ask("cluster.snapshot", token=made["token"], offset=out.tell())["data"]
+            for number in range(made["chunks"]):
+                piece = session.ask("cluster.snapshot", token=made["token"], chunk=number)["data"]
                 out.write(piece)
                 advance(len(piece))
         out.flush()

@@ -93,8 +93,11 @@ def lock_directory(folder: Path) -> int:
     else:
         owner = os.pread(handle, 32, 0).decode() or "unknown"
         raise HostError(f"{folder} is in use by process {owner.strip()}; one host per directory")
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise HostError(f"{folder / 'lock'} could not be written: {error.strerror}") from None
     return handle
 
 

@@ -128,10 +128,10 @@ def _store_families(peer: Any) -> Iterable[Family]:
     yield Family("gauge", "argosy_store_keys", "Keys in the store.").add(len(peer.store.live))
     yield Family("gauge", "argosy_store_leases", "Leases in the store.").add(len(peer.store.leases))
     yield Family("gauge", "argosy_store_watches", "Watches on this peer.").add(
-        len(peer._watches)  # noqa: SLF001
+        len(peer.watches)
     )
     yield Family("counter", "argosy_store_watches_dropped", "Watches whose reader was gone.").add(
-        peer.watch_drops
+        peer.watches.drops
     )
 
 

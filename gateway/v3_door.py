@@ -501,12 +501,12 @@ class V3Request:
     def snapshot(self, _: dict[str, Any]) -> None:
         """``/maintenance/snapshot``: the whole state in pieces, as ``cluster snapshot save`` keeps it."""
 
-        def done(data: bytes) -> None:
+        def done(chunks: list[bytes]) -> None:
             self.begin()
-            for at in range(0, len(data), SNAPSHOT_PIECE_BYTES):
-                piece = data[at : at + SNAPSHOT_PIECE_BYTES]
-                left = len(data) - at - len(piece)
-                self.send(header=self.header(), blob=b64(piece), **lean(remaining_bytes=left))
+            left = sum(map(len, chunks))
+            for chunk in chunks:
+                left -= len(chunk)
+                self.send(header=self.header(), blob=b64(chunk), **lean(remaining_bytes=left))
             self.request.end()
 
         self.ask(Save(), done)

@@ -15,7 +15,14 @@ Operations = list[tuple[Any, ...]]
 
 
 class DiskError(Exception):
-    """A disk operation failed; the text names the file and the operating system's reason."""
+    """A disk operation failed; the text names the file and the operating system's reason.
+
+    ``full``: there was no room for a batch that does not wait for any.
+    """
+
+    def __init__(self, text: str, full: bool = False) -> None:
+        super().__init__(text)
+        self.full = full
 
 
 class Clock(Protocol):
@@ -46,6 +53,8 @@ class Disk(Protocol):
     ``("rename", name, new_name)`` (atomically), ``("sync", name)``, ``("remove", name)``,
     ``("sync_dir",)``.  ``done(error)`` is called once; after an error later batches fail too.
     ``full`` says that operations wait for room, and which; empty when they do not.
+    A batch that was submitted ``if_room`` does not wait: it ends with a ``DiskError`` whose
+    ``full`` is set, some of it may be done, and later batches go on.
     """
 
     full: str
@@ -57,7 +66,7 @@ class Disk(Protocol):
         """The whole file; raises :class:`DiskError`."""
 
     def submit(
-        self, operations: Operations, done: Callable[[DiskError | None], None]
+        self, operations: Operations, done: Callable[[DiskError | None], None], if_room: bool = False
     ) -> None:
         """Queue operations; ``done`` is called on the actor's dispatcher thread."""
 

@@ -42,6 +42,8 @@ class Faults:
     disk_s_max: float = 0.002
     disk_stall: float = 0.0
     disk_stall_s_max: float = 1.0
+    #: how often there is no room for a batch that does not wait for any
+    disk_full: float = 0.0
     clock_rate_spread: float = 0.0
     clock_offset_s_max: float = 0.0
 
@@ -428,12 +430,25 @@ class SimDisk:
         return bytes(self._files[name].cached)
 
     def submit(
-        self, operations: Operations, done: Callable[[DiskError | None], None]
+        self, operations: Operations, done: Callable[[DiskError | None], None], if_room: bool = False
     ) -> None:
-        """Queue a batch; it takes a drawn time."""
+        """Queue a batch; it takes a drawn time.  Now and then there is no room."""
+        world = self._machine.world
+        if if_room and not world.healed and world.random.random() < world.faults.disk_full:
+            operations, done = self._refused(operations, done)
         self._queue.append((operations, done))
         if not self._busy:
             self._start()
+
+    def _refused(
+        self, operations: Operations, done: Callable[[DiskError | None], None]
+    ) -> tuple[Operations, Callable[[DiskError | None], None]]:
+        """Half of the operations, and then the answer that there was no room."""
+
+        def refuse(error: DiskError | None) -> None:
+            done(error or DiskError(f"disk full: {self._machine.name}", full=True))
+
+        return operations[: len(operations) // 2], refuse
 
     def _start(self) -> None:
         if not self._queue:

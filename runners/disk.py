@@ -4,7 +4,8 @@
 heartbeats do not wait for it.  After one failed operation nothing more is written: what a
 failed sync left behind is unknown, and going on would be a guess.  A full disk is no such
 failure: files get their room before anything is promised on them, so the operation that
-found none is tried again until there is some, and all that comes after it waits.
+found none is tried again until there is some, and all that comes after it waits.  A batch
+that can be done without (a piece of a snapshot) is given up instead.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class RealDisk:
         self._loop = loop
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._queue: queue.SimpleQueue[tuple[list[tuple[Any, ...]], Done] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Operations, Done, bool] | None] = queue.SimpleQueue()
         self._handles: dict[str, int] = {}
         self._failed: DiskError | None = None
         self._closing = False
@@ -56,9 +57,9 @@ class RealDisk:
         except OSError as error:
             raise DiskError(f"{self._folder / name}: {error.strerror}") from None
 
-    def submit(self, operations: Operations, done: Done) -> None:
+    def submit(self, operations: Operations, done: Done, if_room: bool = False) -> None:
         """Queue a batch; ``done`` is called on the loop thread."""
-        self._queue.put((operations, done))
+        self._queue.put((operations, done, if_room))
 
     def close(self) -> None:
         """Finish what is queued, then end the thread."""
@@ -71,24 +72,28 @@ class RealDisk:
             batch = self._queue.get()
             if batch is None:
                 return
-            operations, done = batch
+            operations, done, if_room = batch
+            refused = None
             if self._failed is None:
                 try:
                     for operation in operations:
-                        self._perform(operation)
+                        self._perform(operation, not if_room)
                 except OSError as error:
-                    self._failed = self._explain(error, operation)
+                    if if_room and error.errno in _FULL:
+                        refused = self._explain(error, operation)
+                    else:
+                        self._failed = self._explain(error, operation)
             try:
-                self._loop.call_soon_threadsafe(done, self._failed)
+                self._loop.call_soon_threadsafe(done, self._failed or refused)
             except RuntimeError:  # the loop is closed: the process is ending
                 return
 
-    def _perform(self, operation: tuple[Any, ...]) -> None:
+    def _perform(self, operation: tuple[Any, ...], waits: bool) -> None:
         while True:
             try:
                 self._execute(operation)
             except OSError as error:
-                if error.errno not in _FULL or operation[0] not in _REPEATABLE or self._closing:
+                if error.errno not in _FULL or operation[0] not in _REPEATABLE or self._closing or not waits:
                     raise
                 self.full = str(self._explain(error, operation))
                 time.sleep(FULL_RETRY_S)
@@ -99,7 +104,7 @@ class RealDisk:
     def _explain(self, error: OSError, operation: tuple[Any, ...]) -> DiskError:
         path = self._folder / operation[1] if len(operation) > 1 else self._folder
         if error.errno in _FULL:
-            return DiskError(f"disk full: {path} could not be written ({error.strerror})")
+            return DiskError(f"disk full: {path} could not be written ({error.strerror})", full=True)
         return DiskError(f"disk fault: {operation[0]} of {path}: {error.strerror}")
 
     def _handle(self, name: str) -> int:

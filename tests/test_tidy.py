@@ -144,7 +144,7 @@ def test_message_numbers_are_unique_and_stable() -> None:
 
     known = {10: "Message", 20: "KeepAlive", 21: "Forward", 22: "ReadIndex", 23: "SnapshotChunk",
              24: "ForwardedChange", 25: "TimeToLive", 26: "StateHash",
-             27: "Quarantine", 30: "Command"}  # fmt: skip
+             27: "Quarantine", 28: "StillMember", 30: "Command"}  # fmt: skip
     assert {number: kind.cls.__name__ for number, kind in _by_number.items()} == known
 
 

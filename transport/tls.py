@@ -135,13 +135,18 @@ def fingerprint(authority: bytes) -> str:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, atomically."""
+    """Write a file that only its owner may read, atomically; an ``OSError`` names it."""
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)  # whatever was left there must not lend its mode
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(handle, data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
         os.fsync(handle)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(handle)
     os.replace(temporary, path)

@@ -21,8 +21,8 @@ def _version(control: Control, _: dict[str, Any]) -> Any:
     return {"version": control.version, "machine": control.machine}
 
 
-#: Bytes of one piece of a snapshot for an operator, and seconds that it is kept for him.
-SNAPSHOT_PIECE_BYTES, SNAPSHOT_KEPT_S = 1024 * 1024, 120.0
+#: Seconds that a snapshot is kept for the operator who fetches it.
+SNAPSHOT_KEPT_S = 120.0
 
 
 @verb("cluster.status")
@@ -197,25 +197,26 @@ def _snapshot(control: Control, args: dict[str, Any]) -> Any:
     """The whole state, a piece at a time: the first ask makes it, the others name it."""
     token = str(args.get("token", ""))
     if token:
-        data = control.saved.get(token)
-        if data is None:
+        chunks = control.saved.get(token)
+        if chunks is None:
             raise BadRequest("that snapshot is not kept any more; begin anew")
-        at = int(args["offset"])
-        piece = data[at : at + SNAPSHOT_PIECE_BYTES]
-        if at + len(piece) >= len(data):
+        number = int(args["chunk"])
+        if not 0 <= number < len(chunks):
+            raise BadRequest(f"that snapshot has the chunks 0 to {len(chunks) - 1}, not {number}")
+        if number == len(chunks) - 1:
             del control.saved[token]
-        return {"data": piece}
+        return {"data": chunks[number]}
     promise = Promise()
 
-    def done(data: Any, error: BaseException | None) -> None:
+    def done(chunks: Any, error: BaseException | None) -> None:
         if error is not None:
             promise.fail(error)
             return
         name = control.ports.rng.token()
         control.saved.clear()  # one at a time
-        control.saved[name] = data
+        control.saved[name] = chunks
         control.after(SNAPSHOT_KEPT_S, lambda: control.forget_saved(name))
-        promise.reply({"token": name, "bytes": len(data)})
+        promise.reply({"token": name, "chunks": len(chunks), "bytes": sum(map(len, chunks))})
 
     control.ask_then(control.raft_ref, Save(), 60.0, done)
     return promise

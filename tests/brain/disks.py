@@ -30,7 +30,7 @@ class MemoryDisk:
             raise DiskError(f"{name}: no such file")
         return bytes(self.files[name])
 
-    def submit(self, operations: Operations, done: Done) -> None:
+    def submit(self, operations: Operations, done: Done, if_room: bool = False) -> None:
         """Do everything now."""
         self.submitted.append(operations)
         for operation in operations:
@@ -50,7 +50,7 @@ class MemoryDisk:
         elif verb == "rename":
             self.files[operation[2]] = self.files.pop(operation[1])
         elif verb == "remove":
-            del self.files[operation[1]]
+            self.files.pop(operation[1], None)
         else:
             assert verb in ("sync", "sync_dir"), verb
 
@@ -82,7 +82,7 @@ class CuttableDisk(MemoryDisk):
         self.dead = False
         self.fail_syncs = False  # the process is about to die: its syncs never begin
 
-    def submit(self, operations: Operations, done: Done) -> None:
+    def submit(self, operations: Operations, done: Done, if_room: bool = False) -> None:
         """Do everything, unless the power fails on the way; then nobody hears of it."""
         if self.dead:
             return

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from brain import image, kv, tree  # noqa: F401 - the commands register themselves
+from brain import image, kv, loader, tree  # noqa: F401 - the commands register themselves
 from brain.image import Image
 from brain.store import Store
 
@@ -34,8 +34,8 @@ def change(target: Store, rng: random.Random, now: int) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_an_image_shows_one_moment_however_long_it_is_read(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written, deleted, compacted or forgotten meanwhile."""
-    monkeypatch.setattr(image, "KEYS_PER_RECORD", 3)
-    monkeypatch.setattr(image, "EVENTS_PER_RECORD", 2)
+    monkeypatch.setattr(image, "ROWS_PER_RECORD", 3)
+    monkeypatch.setattr(image, "RECORD_BYTES", 150)
     rng = random.Random(seed)
     target = Store()
     target.history_revisions = 15
@@ -56,7 +56,7 @@ def loaded(records: list[bytes]) -> list[bytes]:
     """The canonical form of what was read out: restored, and read out again at once."""
     from brain.codec import decode
 
-    back = Store.load([decode(record) for record in records])
+    back = loader.load([decode(record) for record in records])
     return list(back.dump())
 
 
@@ -70,3 +70,17 @@ def test_an_image_that_is_given_up_holds_nothing() -> None:
     assert len(target.images) == 1
     reader.close()
     assert not target.images
+
+
+def test_a_version_is_written_once_and_no_record_is_much_longer_than_a_value() -> None:
+    """Also when one command superseded everything there is."""
+    value = bytes(100_000)
+    target = Store()
+    for round_number in range(3):
+        for number in range(20):
+            target.apply(0, ["put", b"%d" % number, bytes([round_number]) + value, 0])
+    target.apply(0, ["delete", b"", b""])
+    records = list(target.dump())
+    assert sum(map(len, records)) < 60 * len(value) * 1.02
+    assert max(map(len, records)) < image.RECORD_BYTES + len(value) + 1000
+    assert loaded(records) == records

@@ -104,7 +104,18 @@ def submit(journal: Journal, step: Step, done: Callable[[Any], None]) -> None:
         journal.write(step.state, step.first, step.entries, done)
     else:
         meta = Meta(step.index, step.term, CONFIG)
-        journal.save_snapshot(meta, snapshot.dump(meta, image_of(step.index)), lambda d: d, done, step.fresh)
+        data = snapshot.dump(meta, image_of(step.index))
+        half = len(data) // 2
+
+        def second(error: Any) -> None:
+            assert error is None
+            journal.write_part(step.index, half, data[half:], third)
+
+        def third(error: Any) -> None:
+            assert error is None
+            journal.publish(meta, done, step.fresh)
+
+        journal.write_part(step.index, 0, data[:half], second)
 
 
 def draw(rng: random.Random, model: Model, fresh: bool) -> Step:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from brain import loader
 from brain.codec import decode
 from brain.kv import Found, Options, find, is_read, read_txn
 from brain.store import HISTORY_REVISIONS_MIN, OWN_PREFIX, Store, StoreError, weight
@@ -203,7 +204,7 @@ def test_a_cluster_may_be_told_how_much_history_it_keeps() -> None:
         do(store, "put", b"k%d" % number, b"")
     do(store, "history", HISTORY_REVISIONS_MIN, 60_000)
     assert len(store.events) == HISTORY_REVISIONS_MIN
-    again = Store.load([decode(record) for record in store.dump()])
+    again = loader.load([decode(record) for record in store.dump()])
     assert (again.history_revisions, again.history_age_ms) == (HISTORY_REVISIONS_MIN, 60_000)
     assert refused(store, "history", HISTORY_REVISIONS_MIN - 1, 60_000) == "history"
     assert refused(store, "history", HISTORY_REVISIONS_MIN, 1_000) == "history"

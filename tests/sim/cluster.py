@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.membership import RemovedError
 from actors.raft_messages import BrainUp, ChangeConfig, LeaderChanged, Propose, Query
 from actors.raft_peer import RaftPeer
 from brain import snapshot
@@ -224,6 +225,9 @@ class SimCluster:
 
         def fatal(error: BaseException) -> None:
             if isinstance(error, DiskError):  # the right answer to a disk that fails
+                self._nemesis.ends(machine.name)
+            elif isinstance(error, RemovedError):
+                self.watchtower.removed(machine.name, error.index)
                 self._nemesis.ends(machine.name)
             else:
                 self.watchtower.accuse(f"{machine.name} gives up: {error}")

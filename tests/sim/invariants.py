@@ -79,8 +79,7 @@ def durable_log(files: dict[str, bytes]) -> DurableLog:
     snapshots = sorted(i for name in files if (i := snapshot.file_index(name)) is not None)
     if snapshots:
         name = snapshot.file_name(snapshots[-1])
-        head = next(iter(snapshot._records(name, files[name])))  # noqa: SLF001
-        base, base_term = head[1], head[2]
+        base, base_term, _ = snapshot.head(name, files[name])
     segments = sorted(s for name in files if (s := wal.segment_sequence(name)) is not None)
     found = wal.recover([(n := wal.segment_name(s), s, files[n]) for s in segments])
     if found is None:
@@ -107,6 +106,7 @@ class Chronicle:
         self, config: Config, clock: Callable[[], float], tick: Callable[[], int]
     ) -> None:
         self.config = config
+        self.configs = [(0, config)]
         self._clock = clock
         self._tick = tick
         self.entries: list[Entry] = []
@@ -145,6 +145,7 @@ class Chronicle:
                 self._check_locks(event)
         elif kind == EntryKind.CONFIG:
             self.config = Config.load(decode(data))
+            self.configs.append((len(self.entries), self.config))
         self.hashes.append(self.store.hash)
         self.revisions.append(self.store.revision)
 
@@ -217,6 +218,13 @@ class Watchtower:
         self.checked = dict.fromkeys(
             ("steps", "votes", "acks", "commits", "installed", "watched"), 0
         )
+
+    def removed(self, name: str, index: int) -> None:
+        """A machine ends because it was told that it is no member as of an index: it must be so."""
+        configs = self.chronicle.configs
+        decided = index <= len(self.chronicle.entries)
+        if not decided or name in next(c for at, c in reversed(configs) if at <= index).everyone:
+            self.accuse(f"{name} was told that it is no member as of {index}, which is not so")
 
     def accuse(self, what: str) -> None:
         """Something is wrong, found where raising would be swallowed; raised at the next step."""

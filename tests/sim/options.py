@@ -83,6 +83,7 @@ def draw(seed: int, size: int) -> Options:
         disk_s_max=rng.choice([0.0005, 0.002, 0.01, 0.05]),
         disk_stall=maybe(0.3, 0.002, 0.03),
         disk_stall_s_max=rng.uniform(0.2, 2.5),
+        disk_full=maybe(0.2, 0.01, 0.2),
         clock_rate_spread=maybe(0.4, 0.001, 0.02),
         clock_offset_s_max=rng.choice([0.0, 0.0, 3.0, 60.0]),
     )

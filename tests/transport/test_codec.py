@@ -185,7 +185,7 @@ STRATEGIES: dict[type, st.SearchStrategy[Any]] = {
     ),
     raft_messages.ReadIndex: st.builds(raft_messages.ReadIndex),
     raft_messages.SnapshotChunk: st.builds(
-        raft_messages.SnapshotChunk, text, number, number, number, number, st.binary(max_size=99)
+        raft_messages.SnapshotChunk, text, number, number, number, st.booleans(), st.binary(max_size=99)
     ),
     raft_messages.ForwardedChange: st.builds(
         raft_messages.ForwardedChange, text, text, st.lists(text, min_size=3, max_size=3)
@@ -193,6 +193,7 @@ STRATEGIES: dict[type, st.SearchStrategy[Any]] = {
     raft_messages.TimeToLive: st.builds(raft_messages.TimeToLive, number),
     raft_messages.StateHash: st.builds(raft_messages.StateHash),
     raft_messages.Quarantine: st.builds(raft_messages.Quarantine, number),
+    raft_messages.StillMember: st.builds(raft_messages.StillMember, text),
 }
 EXAMPLES: dict[type, Any] = {
     Message: Message(
@@ -201,11 +202,12 @@ EXAMPLES: dict[type, Any] = {
     raft_messages.KeepAlive: raft_messages.KeepAlive([1, 2**40]),
     raft_messages.Forward: raft_messages.Forward(3, [b"a", b"bc"]),
     raft_messages.ReadIndex: raft_messages.ReadIndex(),
-    raft_messages.SnapshotChunk: raft_messages.SnapshotChunk("m1", 3, 100, 0, 9, b"123456789"),
+    raft_messages.SnapshotChunk: raft_messages.SnapshotChunk("m1", 3, 100, 0, True, b"123456789"),
     raft_messages.ForwardedChange: raft_messages.ForwardedChange("promote", "m3", ["a", "b", "c"]),
     raft_messages.TimeToLive: raft_messages.TimeToLive(2**62),
     raft_messages.StateHash: raft_messages.StateHash(),
     raft_messages.Quarantine: raft_messages.Quarantine(17),
+    raft_messages.StillMember: raft_messages.StillMember("m1"),
 }
 
 
@@ -392,4 +394,5 @@ def test_message_numbers_on_the_wire_do_not_change() -> None:
     assert numbers == {
         "Message": 10, "KeepAlive": 20, "Forward": 21, "ReadIndex": 22, "SnapshotChunk": 23,
         "ForwardedChange": 24, "TimeToLive": 25, "StateHash": 26, "Quarantine": 27,
+        "StillMember": 28,
     }  # fmt: skip
