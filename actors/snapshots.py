@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from brain import snapshot
 from brain.image import Image
+from brain.journal import part_name
 from brain.raft import Config, Kind, Message, Role
 from brain.snapshot import Meta
 from brain.wal import DamagedLogError
@@ -46,6 +47,7 @@ class _Incoming:
     def __init__(self, term: int, index: int) -> None:
         self.term = term
         self.index = index
+        self.part = part_name(index, received=True)
         self.size = 0
         self.reader = snapshot.Reader("the snapshot sent by the leader")
         self.promises: list[Promise] = []  # those who sent the chunk that is being written
@@ -113,6 +115,7 @@ class Snapshots:
     def _save(self, meta: Meta, source: Iterator[tuple[bytes, bool]], offset: int) -> None:
         peer = self._peer
         chunk, last = next(source)
+        part = part_name(meta.index)
 
         def written(error: DiskError | None) -> None:
             if error is not None and not error.full:
@@ -130,7 +133,7 @@ class Snapshots:
 
         def give_up() -> None:
             source.close()  # type: ignore[attr-defined]
-            peer.journal.drop_part(meta.index)
+            peer.journal.drop_part(part)
             if self._saving == meta.index:
                 self._saving = 0
 
@@ -140,9 +143,9 @@ class Snapshots:
             elif peer.raft.log.stable < meta.index:
                 peer.after(SLICE_S, publish)  # the log behind it is still on its way to the disk
             else:
-                peer.journal.publish(meta, peer.turn(lambda error: self._saved(meta, error)))
+                peer.journal.publish(meta, part, peer.turn(lambda error: self._saved(meta, error)))
 
-        peer.journal.write_part(meta.index, offset, chunk, peer.turn(written))
+        peer.journal.write_part(part, offset, chunk, peer.turn(written))
 
     def _saved(self, meta: Meta, error: DiskError | None) -> None:
         if error is not None:
@@ -223,7 +226,7 @@ class Snapshots:
             return promise
         incoming.size += len(message.data)
         written = peer.turn(lambda error: self._written_part(incoming, message, error))
-        peer.journal.write_part(message.index, message.offset, message.data, written)
+        peer.journal.write_part(incoming.part, message.offset, message.data, written)
         return promise
 
     def new_term(self) -> None:
@@ -246,16 +249,14 @@ class Snapshots:
             raise BrainError("stale", "this is not the piece that was expected")
         if self._peer.now() < self._no_room_until:
             raise BrainError(NO_SPACE, "there was no room for a snapshot")
-        if message.index == self._saving:
-            self._saving = 0
         if incoming is not None and incoming.index != message.index:
-            self._peer.journal.drop_part(incoming.index)
+            self._peer.journal.drop_part(incoming.part)
         self._incoming = _Incoming(message.term, message.index)
         return self._incoming
 
     def _abandon(self, incoming: _Incoming, error: BaseException) -> None:
         self._incoming = None
-        self._peer.journal.drop_part(incoming.index)
+        self._peer.journal.drop_part(incoming.part)
         incoming.settle(error)
 
     def _written_part(self, incoming: _Incoming, message: SnapshotChunk, error: DiskError | None) -> None:
@@ -297,7 +298,7 @@ class Snapshots:
 
         def install() -> None:
             keeps_log = peer.raft.log.matches(meta.index, meta.term)
-            peer.journal.publish(meta, peer.turn(installed), fresh_log=not keeps_log)
+            peer.journal.publish(meta, incoming.part, peer.turn(installed), fresh_log=not keeps_log)
 
         self._install = install
         peer.kick()

@@ -21,6 +21,11 @@ Done = Callable[[Any], None]
 PART = ".part"
 
 
+def part_name(index: int, received: bool = False) -> str:
+    """Where the pieces of a snapshot are written: of this peer's own, or of one from the leader."""
+    return f"{snapshot.file_name(index)}{'.received' if received else ''}{PART}"
+
+
 class Opened(NamedTuple):
     """What a peer starts from."""
 
@@ -162,28 +167,26 @@ class Journal:
         self._has_state = True
         return operations
 
-    def write_part(self, index: int, offset: int, data: bytes, done: Done) -> None:
-        """Write a piece of the snapshot at ``index``; batches of the log may go between two of them.
+    def write_part(self, part: str, offset: int, data: bytes, done: Done) -> None:
+        """Write a piece of a snapshot; batches of the log may go between two of them.
 
         It does not wait for room on a full disk: ``done`` is told of it, and the log goes on.
         """
-        part = snapshot.file_name(index) + PART
         operations: list[tuple[Any, ...]] = [("write", part, offset, data), ("sync", part)]
         if not offset:
             operations.insert(0, ("create", part, 0))
         self._disk.submit(operations, done, if_room=True)
 
-    def drop_part(self, index: int) -> None:
+    def drop_part(self, part: str) -> None:
         """Give up a snapshot of which pieces were written."""
-        self._disk.submit([("remove", snapshot.file_name(index) + PART)], lambda error: None)
+        self._disk.submit([("remove", part)], lambda error: None)
 
-    def publish(self, meta: Meta, done: Done, fresh_log: bool = False) -> None:
+    def publish(self, meta: Meta, part: str, done: Done, fresh_log: bool = False) -> None:
         """All pieces of a snapshot are written: call it one, and remove what it makes superfluous.
 
         ``fresh_log``: the log's entries do not continue from it, so a new segment starts.
         """
         name = snapshot.file_name(meta.index)
-        part = name + PART
         operations: list[tuple[Any, ...]] = [("rename", part, name), ("sync_dir",)]
         doomed_segments = [s for s in self._highest if s != self._sequence]
         if fresh_log:

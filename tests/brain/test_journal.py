@@ -13,7 +13,7 @@ from brain import (
     snapshot,
     wal,
 )
-from brain.journal import Journal, Opened
+from brain.journal import Journal, Opened, part_name
 from brain.raft import Config, HardState
 from brain.raftlog import Entry
 from brain.snapshot import Meta
@@ -105,17 +105,17 @@ def submit(journal: Journal, step: Step, done: Callable[[Any], None]) -> None:
     else:
         meta = Meta(step.index, step.term, CONFIG)
         data = snapshot.dump(meta, image_of(step.index))
-        half = len(data) // 2
+        half, part = len(data) // 2, part_name(step.index)
 
         def second(error: Any) -> None:
             assert error is None
-            journal.write_part(step.index, half, data[half:], third)
+            journal.write_part(part, half, data[half:], third)
 
         def third(error: Any) -> None:
             assert error is None
-            journal.publish(meta, done, step.fresh)
+            journal.publish(meta, part, done, step.fresh)
 
-        journal.write_part(step.index, 0, data[:half], second)
+        journal.write_part(part, 0, data[:half], second)
 
 
 def draw(rng: random.Random, model: Model, fresh: bool) -> Step:

@@ -25,6 +25,12 @@ def test_members_that_came_while_a_peer_was_off(seed: int) -> None:
     run_seed(seed, 5)
 
 
+@pytest.mark.parametrize("seed", [192, 324])
+def test_a_snapshot_is_made_and_another_received_at_the_same_index(seed: int) -> None:
+    """Neither writes into the other's file, nor removes it."""
+    run_seed(seed, 3)
+
+
 @pytest.mark.parametrize(("seed", "size"), [(1, 3), (2, 3), (3, 5)])
 def test_a_seed_is_one_run(seed: int, size: int) -> None:
     """Twice the same trace, step for step, and the same outcome."""
