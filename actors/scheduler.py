@@ -20,6 +20,7 @@ from brain.kv import TXN_OPERATIONS_MAX
 from brain.store import Item
 from fleet import placement, unitfile
 from fleet.placement import Candidate, Placements
+from fleet.spec import UnitSpec
 from kernel.actor import handles
 from kernel.stats import Histogram
 
@@ -48,7 +49,7 @@ class Scheduler(BrainActor):
         self._pictures: dict[bytes, Any] = {}
         self._armed = False
         self._busy = False
-        self._specs: dict[tuple[str, str], unitfile.UnitSpec | None] = {}
+        self._specs: dict[tuple[str, str], UnitSpec | None] = {}
         self._lost_at: dict[str, float] = {}
         self._settled = False
         self.braking = False
@@ -121,7 +122,7 @@ class Scheduler(BrainActor):
         self._place_missing(view, steps)
         self._commit(steps)
 
-    def _spec(self, unit: str, wanted: dict[str, Any]) -> unitfile.UnitSpec | None:
+    def _spec(self, unit: str, wanted: dict[str, Any]) -> UnitSpec | None:
         key = (unit, wanted["hash"])
         if key not in self._specs:
             if len(self._specs) > 100_000:

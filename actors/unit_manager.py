@@ -11,8 +11,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from fleet import service, unitfile
-from fleet.service import Arm, Changed, Disarm, Exit, Kill, Run, Sub
+from fleet import execution, service, unitfile
+from fleet.service import Arm, Changed, Disarm, Exit, Extend, FindMain, Kill, Run, Sub
+from fleet.spec import Condition, UnitSpec
 from kernel.actor import Actor, Timer, handles
 from kernel.ports import Ports
 
@@ -22,7 +23,12 @@ logger = logging.getLogger("argosy.unit")
 SHIM_RETRY_S = 1.0
 #: Seconds between health checks during HealthStartPeriod=, while the unit is not well yet.
 STARTING_PROBE_S = 0.1
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Seconds between two looks for the PID file of a service that is starting.
+PID_FILE_S = 0.1
+#: Times that the main process of a forking service is looked for, when several are left.
+GUESSES_MAX = 5
+#: Sub-states in which a service is on its way down.
+_ENDING = (Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_SIGKILL, Sub.STOP_POST, Sub.FINAL_SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +121,16 @@ class UnitManager(Actor):
         self._owner = owner
         self._ports = ports
         self._lease_held = False
-        self.spec: unitfile.UnitSpec | None = None
+        self.spec: UnitSpec | None = None
         self.service: service.Service | None = None
         self._handle: Any = None
         self._connected = False
         self._empty = True
         self._main_pid = 0
         self._meta: dict[str, Any] = {}
-        self._timer: Timer | None = None
+        self._timers: dict[str, tuple[Timer, float]] = {}  # by kind: the timer, and when it is due
         self._asking = False
+        self._guesses = 0
         self._fenced = False
         self._leaving = False
         self._since = ports.clock.wall()
@@ -198,7 +205,7 @@ class UnitManager(Actor):
         running = self.service is not None and self.service.sub not in (Sub.DEAD, Sub.FAILED)
         if running:
             assert self.service is not None
-            self._act(self.service.stop())
+            self._act(self.service.stop(restarting=new.launched))
         else:
             self._load(new)
         self._settle()
@@ -293,8 +300,34 @@ class UnitManager(Actor):
             self._handle.kill(9, True)
             self.after(0.2, self._settle)
             return
-        self._new_run()
-        self._act(service_.start(self.now()))
+        if service_.spec.conditions:
+            self._look_at_conditions(service_)
+        else:
+            self._problem = ""
+            self._new_run()
+            self._act(service_.start(self.now()))
+
+    def _look_at_conditions(self, service_: service.Service) -> None:
+        """Start it, unless a Condition passes it over or an Assert fails it."""
+        inbox, life = self.actor_inbox, self.actor_inbox.incarnation
+
+        def decide(unmet: Condition | None) -> None:
+            current = self.service is service_ and service_.sub in (Sub.DEAD, Sub.FAILED)
+            if not current or self._leaving or not self._connected or not self._lease_held:
+                return
+            self._problem = f"{unmet} does not hold on this machine" if unmet is not None else ""
+            self._new_run()
+            if unmet is not None:
+                self._act(service_.skip("assert" if unmet.is_assert else "success"))
+            else:
+                self._act(service_.start(self.now()))
+
+        def done(unmet: Condition | None) -> None:
+            if inbox.incarnation == life and not inbox.closed:
+                inbox.post(lambda: decide(unmet))
+
+        host = (self._here.name, self._here.name.split(".")[0], self._here.id)
+        self._ports.processes.unmet(service_.spec.conditions, host, done)
 
     def _new_run(self) -> None:
         """Choose ports and an invocation id, and leave them with the shim."""
@@ -325,12 +358,20 @@ class UnitManager(Actor):
             self._empty = False
             if event["main"]:
                 self._main_pid = event["pid"]
+                if self.service is not None:
+                    self._act(self.service.main_started())
             self._report()
         elif kind == "failed":
-            self._ended(event["step"], event["main"], Exit(code=203))
+            self._problem = event["error"]
+            self._ended(event["step"], event["main"], Exit(code=event["code"]))
         elif kind == "ended":
             self._fenced = self._fenced or bool(event.get("fenced"))
-            self._ended(event["step"], event["main"], Exit(event["code"], event["signal"]))
+            self._ended(event["step"], event["main"], _exit_of(event))
+        elif kind == "main":
+            self._on_main(event)
+        elif kind == "notify":
+            if self.service is not None:
+                self._act(self.service.notified(event["said"]))
         elif kind == "empty":
             self._empty = True
             self._main_pid = 0
@@ -349,6 +390,28 @@ class UnitManager(Actor):
             self.service.wanted = False  # the lease ran out: no restart on this machine's own account
         self._act(self.service.ended(step, main, how))
         self._settle()
+
+    def _on_main(self, event: dict[str, Any]) -> None:
+        """What was found of the main process of a forking service."""
+        if self.service is None or self.spec is None or self.service.sub is not Sub.START:
+            return
+        if event["found"]:
+            self._act(self.service.main_found(known=True, running=True))
+        elif self.spec.pid_file and not self._empty:
+            self._problem = event["error"]  # it may still come, until the start takes too long
+            self.after(PID_FILE_S, self._find_main)
+        elif event.get("running") and self._guesses < GUESSES_MAX:
+            self._guesses += 1  # what it went through to become a daemon may not be gone yet
+            self.after(PID_FILE_S, self._find_main)
+        else:
+            running = bool(event.get("running"))
+            self._meta["unknown_main"] = running
+            self._handle.remember(self._meta)
+            self._act(self.service.main_found(known=False, running=running))
+
+    def _find_main(self) -> None:
+        if self.spec is not None and self.service is not None and self.service.sub is Sub.START:
+            self._handle.find_main(self.spec.pid_file, self.spec.guess_main_pid)
 
     def _on_hello(self, event: dict[str, Any]) -> None:
         self._connected = True
@@ -374,27 +437,35 @@ class UnitManager(Actor):
         assert self.service is not None and self.spec is not None
         ends = event.get("ends", {})
         how = ends.get("main")
-        starting = [s for s in ends if s.startswith(("start-pre.", "start."))][-1:]
+        starting = [s for s in ends if s.startswith(("condition.", "start-pre.", "start."))][-1:]
         under_way = [
             known["step"] for known in event["processes"].values()
-            if not known["main"] and known["step"].startswith(("start-pre.", "start."))
+            if not known["main"] and known["step"].startswith(("condition.", "start-pre.", "start."))
         ]  # fmt: skip
-        if main:
+        said = event.get("said", {})
+        self.service.status = said.get("STATUS", "")
+        if self._meta.get("stopping") and not self._empty:
+            self._act(self.service.resume_stop())
+        elif main and self.spec.notifies and said.get("READY") != "1":
             self._main_pid = main[0]
+            self._act(self.service.resume_main())
+        elif main or (self._meta.get("unknown_main") and not self._empty):
+            self._main_pid = main[0] if main else 0
             self._unchecked = self.spec.health is not None
-            self._act(self.service.adopt(True))
+            self.service.watchdog_sec = self.spec.watchdog_sec
+            self._act(self.service.adopt(True, known=bool(main)))
         elif self._meta.get("finished"):
             self._act(self.service.settled(self._meta["finished"]))
         elif self._meta.get("exited") and self.spec.remain_after_exit:
             self._act(self.service.adopt(False))
         elif how is not None and not how.get("fenced"):
             self._act(self.service.adopt(True))
-            self._ended("", True, Exit(how["code"], how["signal"]))
+            self._ended("", True, _exit_of(how))
         elif under_way:
             self._act(self.service.resume(under_way[0]))
         elif starting and how is None:
             self._act(self.service.resume(starting[0]))
-            self._ended(starting[0], False, Exit(ends[starting[0]]["code"], ends[starting[0]]["signal"]))
+            self._ended(starting[0], False, _exit_of(ends[starting[0]]))
         elif not self._empty:
             self._handle.kill(9, True)
 
@@ -408,10 +479,8 @@ class UnitManager(Actor):
             self._owner.offer(Gone(self.unit))
             return
         self._problem = str(event.get("error", ""))
-        if self.service is not None and self.service.sub not in (Sub.DEAD, Sub.FAILED):
-            if self.service.main_running:
-                self._act(self.service.ended("", True, Exit(signal=9)))
-            self._act(self.service.group_empty())
+        if self.service is not None:
+            self._act(self.service.lost())
         self._report()
         self.after(SHIM_RETRY_S, self._reach)
 
@@ -425,8 +494,11 @@ class UnitManager(Actor):
                 if self._empty:
                     self.actor_inbox.post(self._already_empty)
                 self._handle.kill(action.signal, action.whole)
-            elif isinstance(action, (Arm, Disarm)):
+            elif isinstance(action, (Arm, Disarm, Extend)):
                 self._arm(action)
+            elif isinstance(action, FindMain):
+                self._guesses = 0
+                self._find_main()
             elif isinstance(action, Changed):
                 self._changed()
 
@@ -435,15 +507,25 @@ class UnitManager(Actor):
             self._act(self.service.group_empty())
             self._settle()
 
-    def _arm(self, action: Arm | Disarm) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if isinstance(action, Arm):
-            self._timer = self.after(action.seconds, self._timer_fired)
+    def _arm(self, action: Arm | Disarm | Extend) -> None:
+        timer, due = self._timers.get(action.kind, (None, 0.0))
+        if isinstance(action, Extend) and (timer is None or due >= self.now() + action.seconds):
+            return
+        if timer is not None:
+            timer.cancel()
+            del self._timers[action.kind]
+        if not isinstance(action, Disarm):
+            kind = action.kind
+            timer = self.after(action.seconds, lambda: self._timer_fired(kind))
+            self._timers[kind] = (timer, self.now() + action.seconds)
 
-    def _timer_fired(self) -> None:
-        self._timer = None
+    def _timer_fired(self, kind: str) -> None:
+        self._timers.pop(kind, None)
+        if kind != "state":
+            if self.service is not None:
+                self._act(self.service.timer(self.now(), kind))
+                self._settle()
+            return
         assert self.service is not None
         restarting = self.service.sub is Sub.AUTO_RESTART
         if restarting and (not self._connected or self._fenced or not self._lease_held):
@@ -452,6 +534,8 @@ class UnitManager(Actor):
         if restarting:
             self._meta["restarts"] = self.service.restarts + 1
             self._meta["invocation"] = self._ports.rng.token()
+            for note in ("stopping", "unknown_main"):
+                self._meta.pop(note, None)
             self._handle.remember(self._meta)
         self._act(self.service.timer(self.now()))
         self._settle()
@@ -461,23 +545,32 @@ class UnitManager(Actor):
         assert spec is not None
         try:
             environment = self._environment(spec)
+            environment.update(self._told(action.step))
             argv = action.command.expand(environment)
         except (OSError, ValueError) as error:
             self._problem = str(error)
             self.actor_inbox.post(lambda: self._ended(action.step, action.main, Exit(code=203)))
             return
-        self._handle.run(
-            action.step, argv, environment, action.main, argv0=action.command.argv0,
-            cwd=spec.working_directory, user=spec.user, group=spec.group, umask=spec.umask,
-            nice=spec.nice,
-        )  # fmt: skip
+        group = f"argosy/{self._here.id}/{self.unit}"
+        rest = execution.arguments(spec, action.step, action.command, action.main, group)
+        self._handle.run(action.step, argv, environment, action.main, **rest)
 
-    def _environment(self, spec: unitfile.UnitSpec) -> dict[str, str]:
+    def _told(self, step: str) -> dict[str, str]:
+        """What single steps are told beside the rest (systemd.exec(5))."""
+        assert self.service is not None
+        if step.startswith(("stop.", "stop-post.")):
+            how = self.service.last_exit
+            return {"SERVICE_RESULT": self.service.result, **(how.variables if how is not None else {})}
+        if self.service.watchdog_sec and step.startswith("start."):
+            return {"WATCHDOG_USEC": str(round(self.service.watchdog_sec * 1e6))}
+        return {}
+
+    def _environment(self, spec: UnitSpec) -> dict[str, str]:
         """systemd's environment for a service, and what Argosy adds (docs/units.md)."""
         assert self.placement is not None
+        processes = self._ports.processes
         out = {
-            "PATH": SEARCH_PATH,
-            "LANG": "C.UTF-8",
+            **execution.variables(spec),
             "INVOCATION_ID": str(self._meta.get("invocation", "")),
             "ARGOSY_MACHINE": self._here.name,
             "ARGOSY_UNIT": self.unit,
@@ -488,13 +581,19 @@ class UnitManager(Actor):
             out[f"PORT_{name.upper()}"] = str(port)
             if position == 0:
                 out["PORT"] = str(port)
+        passed = {name: processes.variable(name) for name in spec.pass_environment}
+        out.update({name: value for name, value in passed.items() if value is not None})
         out.update(spec.environment)
         for path, optional in spec.environment_files:
             try:
-                out.update(self._ports.processes.read_environment(path))
+                out.update(processes.read_environment(path))
             except OSError:
                 if not optional:
                     raise
+        for word in spec.unset_environment:
+            name, equals, value = word.partition("=")
+            if not equals or out.get(name) == value:
+                out.pop(name, None)
         if self._main_pid:
             out["MAINPID"] = str(self._main_pid)
         return out
@@ -510,6 +609,13 @@ class UnitManager(Actor):
         if self.service.sub in (Sub.DEAD, Sub.FAILED) and self.service.wanted and self._meta:
             self._meta["finished"] = self.service.result  # by itself, so no new life may start it again
             self._handle.remember(self._meta)
+        if self.service.sub in _ENDING and self._meta and not self._meta.get("stopping"):
+            self._meta["stopping"] = True  # so that no new life runs ExecStop again
+            self._handle.remember(self._meta)
+        if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and self._connected:
+            left = execution.leftovers(self.service.spec, self.service.sub is Sub.AUTO_RESTART)
+            if left or self.service.spec.resources.needs_group:
+                self._handle.tidy(left)
         up = self.service.sub in (Sub.RUNNING, Sub.RELOAD)
         self._unchecked = self._unchecked and up
         if not up and self.health != "none":
@@ -580,6 +686,8 @@ class UnitManager(Actor):
         }
         if service_ is not None and service_.last_exit is not None:
             out["last_exit"] = str(service_.last_exit)
+        if service_ is not None and service_.status:
+            out["status"] = service_.status
         if self._problem:
             out["problem"] = self._problem
         if self.health == "failing":
@@ -587,7 +695,8 @@ class UnitManager(Actor):
         return out
 
     def _report(self) -> None:
-        if self.service is not None and self.service.main_running and not self._main_pid:
+        awaited = self.service is not None and self.service.main_running and self.service.main_known
+        if awaited and not self._main_pid:
             return  # its process was asked for; the shim's answer is what is true
         if self._unchecked:
             return
@@ -606,3 +715,8 @@ class UnitManager(Actor):
             return
         self._last_report = fresh
         self._owner.offer(Report(self.unit, state, announce))
+
+
+def _exit_of(event: dict[str, Any]) -> Exit:
+    """How a process ended, as its shim says."""
+    return Exit(event["code"], event["signal"], bool(event.get("dumped")), bool(event.get("oom")))

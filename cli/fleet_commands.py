@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
+
+from fleet import unitfile
 
 from . import show
 from .options import as_json_option, pass_session, watch_option
@@ -218,6 +222,35 @@ def unit_submit(session: Session, files: tuple[str, ...], replace: bool, as_json
     else:
         for row in answer["units"]:
             click.echo(f"{row['unit']}: {row['change']}")
+
+
+@unit.command("verify")
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@as_json_option
+def unit_verify(files: tuple[str, ...], as_json: bool) -> None:
+    """Say everything that is wrong with unit files, or accepted and without effect.  Asks no cluster.
+
+    Exits with 2 when a file would be refused.
+    """
+    found = []
+    for path in files:
+        file = _read(path)
+        problems, notes = unitfile.verify(file["name"], file["content"], path)
+        found.append({
+            "file": path, "accepted": not problems, "problems": [asdict(problem) for problem in problems],
+            "notes": notes,
+        })  # fmt: skip
+        if not as_json:
+            for problem in problems:
+                show.console.print(f"[bold red]error[/] {escape(str(problem))}", soft_wrap=True)
+            for note in notes:
+                show.console.print(f"[yellow]note[/]  {escape(note)}", soft_wrap=True)
+            if not problems:
+                show.console.print(f"[green]ok[/]    {escape(path)}", soft_wrap=True)
+    if as_json:
+        print_json(found)
+    if any(not row["accepted"] for row in found):
+        raise SystemExit(USAGE)
 
 
 def _read(path: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .unitfile import UnitSpec
+from .spec import UnitSpec
 
 #: More than this share of the machines lost at once is taken for a fault of ours: move nothing.
 BRAKE_SHARE = 0.5

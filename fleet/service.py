@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .unitfile import Command, UnitSpec
+from .spec import Command, UnitSpec
 
 
 class Sub(StrEnum):
     """systemd's SUB column for services."""
 
     DEAD = "dead"
+    CONDITION = "condition"
     START_PRE = "start-pre"
     START = "start"
     START_POST = "start-post"
@@ -27,6 +28,7 @@ class Sub(StrEnum):
     EXITED = "exited"
     RELOAD = "reload"
     STOP = "stop"
+    STOP_WATCHDOG = "stop-watchdog"
     STOP_SIGTERM = "stop-sigterm"
     STOP_SIGKILL = "stop-sigkill"
     STOP_POST = "stop-post"
@@ -37,30 +39,42 @@ class Sub(StrEnum):
 
 #: ACTIVE for each SUB.
 ACTIVE = {
-    Sub.DEAD: "inactive", Sub.START_PRE: "activating", Sub.START: "activating",
+    Sub.DEAD: "inactive", Sub.CONDITION: "activating", Sub.START_PRE: "activating", Sub.START: "activating",
     Sub.START_POST: "activating", Sub.RUNNING: "active", Sub.EXITED: "active",
-    Sub.RELOAD: "reloading", Sub.STOP: "deactivating", Sub.STOP_SIGTERM: "deactivating",
+    Sub.RELOAD: "reloading", Sub.STOP: "deactivating", Sub.STOP_WATCHDOG: "deactivating",
+    Sub.STOP_SIGTERM: "deactivating",
     Sub.STOP_SIGKILL: "deactivating", Sub.STOP_POST: "deactivating",
     Sub.FINAL_SIGKILL: "deactivating", Sub.FAILED: "failed", Sub.AUTO_RESTART: "activating",
 }  # fmt: skip
 
 #: Which sub-states may follow which; every move is checked against it and the docs draw it.
 TRANSITIONS: dict[Sub, tuple[Sub, ...]] = {
-    Sub.DEAD: (Sub.START_PRE, Sub.START, Sub.FAILED, Sub.RUNNING, Sub.EXITED),
+    Sub.DEAD: (Sub.CONDITION, Sub.START, Sub.START_PRE, Sub.START_POST, Sub.FAILED, Sub.RUNNING, Sub.EXITED),
+    Sub.CONDITION: (Sub.START_PRE, Sub.STOP_SIGTERM, Sub.STOP_POST),
     Sub.START_PRE: (Sub.START, Sub.STOP_SIGTERM, Sub.STOP_POST),
-    Sub.START: (Sub.START_POST, Sub.RUNNING, Sub.EXITED, Sub.STOP_SIGTERM, Sub.STOP_POST, Sub.STOP),
-    Sub.START_POST: (Sub.RUNNING, Sub.EXITED, Sub.STOP, Sub.STOP_SIGTERM, Sub.STOP_POST),
-    Sub.RUNNING: (Sub.RELOAD, Sub.STOP, Sub.STOP_SIGTERM, Sub.STOP_POST, Sub.EXITED),
+    Sub.START: (Sub.START_POST, Sub.STOP_SIGTERM, Sub.STOP_POST, Sub.STOP),
+    Sub.START_POST: (Sub.RUNNING, Sub.EXITED, Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_POST),
+    Sub.RUNNING: (Sub.RELOAD, Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_POST, Sub.EXITED),
     Sub.EXITED: (Sub.RELOAD, Sub.STOP, Sub.STOP_SIGTERM, Sub.STOP_POST),
-    Sub.RELOAD: (Sub.RUNNING, Sub.EXITED, Sub.STOP, Sub.STOP_SIGTERM, Sub.STOP_POST),
+    Sub.RELOAD: (
+        Sub.RUNNING, Sub.EXITED, Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_POST,
+    ),
     Sub.STOP: (Sub.STOP_SIGTERM, Sub.STOP_POST),
+    Sub.STOP_WATCHDOG: (Sub.STOP_SIGKILL, Sub.STOP_POST),
     Sub.STOP_SIGTERM: (Sub.STOP_SIGKILL, Sub.STOP_POST),
     Sub.STOP_SIGKILL: (Sub.STOP_POST,),
     Sub.STOP_POST: (Sub.FINAL_SIGKILL, Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
     Sub.FINAL_SIGKILL: (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
-    Sub.FAILED: (Sub.START_PRE, Sub.START, Sub.FAILED, Sub.DEAD),
-    Sub.AUTO_RESTART: (Sub.START_PRE, Sub.START, Sub.DEAD, Sub.FAILED),
-}
+    Sub.FAILED: (Sub.CONDITION, Sub.FAILED, Sub.DEAD),
+    Sub.AUTO_RESTART: (Sub.CONDITION, Sub.DEAD, Sub.FAILED),
+}  # fmt: skip
+
+#: In these a process was asked to end, and its end is awaited.
+_ASKED = (Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_SIGKILL)
+#: In these the service is up, or about to be: its watchdog and its longest life count.
+_UP = (Sub.START_POST, Sub.RUNNING, Sub.RELOAD)
+#: Seconds that a process has to be gone after SIGKILL.
+_KILLED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,9 @@ class Exit:
 
     code: int = 0
     signal: int = 0
+    dumped: bool = False
+    #: the kernel killed it, or another process of the unit, for want of memory
+    oom: bool = False
 
     def is_clean(self, spec: UnitSpec, main: bool) -> bool:
         """systemd's idea of a clean exit of this service."""
@@ -94,7 +111,19 @@ class Exit:
     @property
     def result(self) -> str:
         """The unit's result if this exit decides it."""
-        return "signal" if self.signal else "exit-code"
+        if self.oom:
+            return "oom-kill"
+        if self.signal:
+            return "core-dump" if self.dumped else "signal"
+        return "exit-code"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What ExecStop= and ExecStopPost= are told of it (systemd.exec(5))."""
+        if not self.signal:
+            return {"EXIT_CODE": "exited", "EXIT_STATUS": str(self.code)}
+        name = str(self).removeprefix("SIG").removeprefix("signal ")
+        return {"EXIT_CODE": "dumped" if self.dumped else "killed", "EXIT_STATUS": name}
 
     def __str__(self) -> str:
         if not self.signal:
@@ -127,14 +156,33 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Let ``timer(kind)`` be called in ``seconds``; replaces the one armed before."""
+    """Let ``timer(kind)`` be called in ``seconds``; replaces the one of that kind armed before.
+
+    Kinds: ``state`` (how long this state may last), ``watchdog``, ``runtime``.
+    """
 
     seconds: float
+    kind: str = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """The timer of this kind must not fire within ``seconds``; one that fires later stays."""
+
+    seconds: float
+    kind: str = "state"
 
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """No timer is needed."""
+    """No timer of this kind is needed."""
+
+    kind: str = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class FindMain:
+    """Find the process that a forking service left behind: ``main_found`` says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +192,7 @@ class Changed:
 
 Action = Any
 _LISTS = {
-    Sub.START_PRE: "exec_start_pre", Sub.START: "exec_start", Sub.START_POST: "exec_start_post",
+    Sub.CONDITION: "exec_condition", Sub.START_PRE: "exec_start_pre", Sub.START: "exec_start", Sub.START_POST: "exec_start_post",
     Sub.RELOAD: "exec_reload", Sub.STOP: "exec_stop", Sub.STOP_POST: "exec_stop_post",
 }  # fmt: skip
 
@@ -157,11 +205,16 @@ class Service:
     sub: Sub = Sub.DEAD
     result: str = "success"
     main_running: bool = False
+    main_known: bool = True  # False: a forking service whose main process could not be told
     step_running: bool = False
+    status: str = ""  # what the service says of itself (STATUS=)
+    watchdog_sec: float = 0.0
     last_exit: Exit | None = None
     restarts: int = 0
     wanted: bool = False
     _step: int = 0
+    _reloads_itself: bool = False
+    _restarting: bool = False
     _starts: list[float] = field(default_factory=list)
     _auto_restarts: int = 0
 
@@ -178,12 +231,19 @@ class Service:
             return self._begin(now)
         return []
 
-    def adopt(self, main_running: bool) -> list[Action]:
+    def adopt(self, main_running: bool, known: bool = True) -> list[Action]:
         """Found as it was left: running, or (oneshot) done."""
         self.wanted = True
-        self.main_running = main_running
+        self.main_running, self.main_known = main_running, known
         self._move(Sub.RUNNING if main_running else Sub.EXITED)
-        return [Changed()]
+        return [*self._guards(), Changed()]
+
+    def resume_main(self) -> list[Action]:
+        """Found running, and it has not said yet that it is ready."""
+        self.wanted = True
+        self.main_running = True
+        self._move(Sub.START)
+        return [self._limit(self.spec.timeout_start_sec), Changed()]
 
     def resume(self, step: str) -> list[Action]:
         """Found in the middle of its start: this command runs, or its end is told next."""
@@ -192,8 +252,23 @@ class Service:
         self._move(Sub(name))
         self._step = int(number)
         self.step_running = True
-        limit = self.spec.timeout_start_sec
-        return [Arm(limit) if math.isfinite(limit) else Disarm(), Changed()]
+        return [self._limit(self.spec.timeout_start_sec), Changed()]
+
+    def resume_stop(self) -> list[Action]:
+        """Found in the middle of its stop: ExecStop is not run a second time."""
+        self._move(Sub.RUNNING)
+        self._move(Sub.STOP_SIGTERM)
+        whole = self.spec.kill_mode != "process"
+        return [Kill(self.spec.kill_signal, whole), self._limit(self.spec.timeout_stop_sec), Changed()]
+
+    def lost(self) -> list[Action]:
+        """Everything of it was killed from outside, and nothing can be run for it."""
+        self.main_running = self.step_running = False
+        if self.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART, Sub.EXITED):
+            return []
+        self._fail("signal")
+        self._move(Sub.STOP_POST)
+        return self._finish()
 
     def settled(self, result: str) -> list[Action]:
         """Found as it had ended by itself: it stays so until somebody asks for it again."""
@@ -202,23 +277,91 @@ class Service:
         self._move(Sub.DEAD if result == "success" else Sub.FAILED)
         return [Changed()]
 
-    def stop(self) -> list[Action]:
-        """Stop it and do not restart it."""
+    def skip(self, result: str = "success") -> list[Action]:
+        """A Condition or an Assert does not hold: it is not started, and stays so."""
+        self.wanted = True
+        self.result = result
+        self._move(Sub.FAILED if result != "success" else Sub.DEAD)
+        return [Changed()]
+
+    def stop(self, restarting: bool = False) -> list[Action]:
+        """Stop it and do not restart it; ``restarting``: somebody starts it again afterwards."""
         self.wanted = False
+        self._restarting = restarting
         if self.sub in (Sub.AUTO_RESTART, Sub.FAILED):
             self._move(Sub.DEAD)
             return [Disarm(), Changed()]
         if self.sub in (Sub.RUNNING, Sub.EXITED, Sub.RELOAD, Sub.START_POST):
             return self._enter_stop()
-        if self.sub in (Sub.START_PRE, Sub.START):
+        if self.sub in (Sub.CONDITION, Sub.START_PRE, Sub.START):
             return self._kill()  # not started yet: ExecStop is not for this
         return []
 
     def reload(self) -> list[Action]:
-        """Run ExecReload in a running service."""
-        if self.sub is not Sub.RUNNING or not self.spec.exec_reload:
+        """Run ExecReload in a running service, or send the signal that means it."""
+        if self.sub is not Sub.RUNNING:
             return []
+        if self.spec.type == "notify-reload":
+            self._move(Sub.RELOAD)
+            self._reloads_itself = True
+            signalled = Kill(self.spec.reload_signal, False)
+            return [signalled, self._limit(self.spec.timeout_start_sec), Changed()]
+        if not self.spec.exec_reload:
+            return []
+        self._reloads_itself = False
         return self._steps(Sub.RELOAD)
+
+    def main_started(self) -> list[Action]:
+        """The main process runs its program."""
+        if self.sub is Sub.START and self.spec.type == "exec":
+            return self._steps(Sub.START_POST)
+        return []
+
+    def main_found(self, known: bool, running: bool) -> list[Action]:
+        """What :class:`FindMain` gave: the main process, or only that something runs, or nothing."""
+        if self.sub is not Sub.START or self.spec.type != "forking":
+            return []
+        if not running:
+            self._fail("protocol")
+            return self._kill()
+        self.main_running, self.main_known = True, known
+        return self._steps(Sub.START_POST)
+
+    def notified(self, said: dict[str, str]) -> list[Action]:
+        """What the service says of itself (sd_notify(3)); the main process is not found here."""
+        actions: list[Action] = []
+        if "STATUS" in said:
+            self.status = said["STATUS"]
+            actions.append(Changed())
+        period = _seconds(said.get("WATCHDOG_USEC", ""))
+        if period:
+            self.watchdog_sec = period
+        if said.get("WATCHDOG") == "trigger" and self.sub in _UP:
+            return actions + self._watchdog()
+        if ("WATCHDOG" in said or period) and self.watchdog_sec and self.sub in _UP:
+            actions.append(Arm(self.watchdog_sec, "watchdog"))
+        extended = _seconds(said.get("EXTEND_TIMEOUT_USEC", ""))
+        if extended and self.sub is Sub.RUNNING and math.isfinite(self.spec.runtime_max_sec):
+            actions.append(Extend(extended, "runtime"))
+        elif extended and self.active in ("activating", "deactivating", "reloading"):
+            actions.append(Extend(extended))
+        if said.get("RELOADING") == "1" and self.sub is Sub.RUNNING:
+            self._move(Sub.RELOAD)
+            self._reloads_itself = True
+            actions += [self._limit(self.spec.timeout_start_sec), Changed()]
+        if said.get("READY") == "1":
+            actions += self._ready()
+        if said.get("STOPPING") == "1" and self.sub in (Sub.RUNNING, Sub.RELOAD):
+            self._move(Sub.STOP_SIGTERM)
+            actions += [self._limit(self.spec.timeout_stop_sec), Changed()]
+        return actions
+
+    def _ready(self) -> list[Action]:
+        if self.sub is Sub.START and self.spec.notifies and self.main_running:
+            return self._steps(Sub.START_POST)
+        if self.sub is Sub.RELOAD and self._reloads_itself:
+            return self._reloaded()
+        return []
 
     def ended(self, step: str, main: bool, how: Exit) -> list[Action]:
         """A process of ours has ended."""
@@ -226,7 +369,7 @@ class Service:
             return self._after_main(how)
         if not main:
             self.step_running = False
-            if self.sub in (Sub.STOP_SIGTERM, Sub.STOP_SIGKILL) and not self.main_running:
+            if self.sub in _ASKED and not self.main_running:
                 return self._after_asked()
         if not main and self.sub in _LISTS and step == f"{self.sub.value}.{self._step}":
             return self._after_step(how)
@@ -234,46 +377,49 @@ class Service:
 
     def group_empty(self) -> list[Action]:
         """Nothing of the unit runs any more."""
-        if self.sub in (Sub.STOP_SIGTERM, Sub.STOP_SIGKILL):
+        if self.main_running and not self.main_known:
+            self.main_running = False
+            if self.sub in (*_UP, Sub.EXITED):
+                return self._enter_stop()
+        if self.sub in _ASKED:
             return self._steps(Sub.STOP_POST)
         if self.sub is Sub.FINAL_SIGKILL:
             return self._finish()
         return []
 
-    def timer(self, now: float) -> list[Action]:
-        """The armed timer fired."""
+    def timer(self, now: float, kind: str = "state") -> list[Action]:
+        """An armed timer fired."""
+        if kind == "watchdog":
+            return self._watchdog() if self.sub in _UP else []
+        if kind == "runtime":
+            if self.sub not in _UP:
+                return []
+            self._fail("timeout")
+            return self._enter_stop()
         if self.sub is Sub.AUTO_RESTART:
             self.restarts += 1
             return self._begin(now)
-        if self.sub in (Sub.START_PRE, Sub.START, Sub.START_POST):
-            self._fail("timeout")
-            return self._kill()
         if self.sub is Sub.RELOAD:
             return self._reloaded()
-        if self.sub is Sub.STOP:
+        if self.sub in (Sub.CONDITION, Sub.START_PRE, Sub.START, Sub.START_POST, Sub.STOP):
             self._fail("timeout")
             return self._kill()
-        if self.sub is Sub.STOP_SIGTERM:
+        if self.sub in (Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM):
             self._fail("timeout")
             if not self.spec.send_sigkill:
                 return self._steps(Sub.STOP_POST)
             self._move(Sub.STOP_SIGKILL)
-            return [Kill(signal.SIGKILL, self.spec.kill_mode != "process"), Arm(10.0), Changed()]
+            return [Kill(self.spec.final_kill_signal, self.spec.kill_mode != "process"), Arm(_KILLED_S), Changed()]
         if self.sub is Sub.STOP_SIGKILL:
             self._fail("timeout")
             return self._steps(Sub.STOP_POST)
         if self.sub is Sub.STOP_POST:
             self._fail("timeout")
             self._move(Sub.FINAL_SIGKILL)
-            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
+            return [Kill(self.spec.final_kill_signal, True), Arm(_KILLED_S), Changed()]
         if self.sub is Sub.FINAL_SIGKILL:
             return self._finish()
         return []
-
-    def could_not_run(self, step: str, main: bool, why: str) -> list[Action]:
-        """A command could not be executed at all (203/EXEC)."""
-        del why
-        return self.ended(step, main, Exit(code=203))
 
     # -- moving ---------------------------------------------------------------------------------
 
@@ -298,7 +444,11 @@ class Service:
             self._starts.append(now)
         self.result = "success"
         self.last_exit = None
-        return self._steps(Sub.START_PRE)
+        self.status = ""
+        self.main_known = True
+        self._restarting = False
+        self.watchdog_sec = self.spec.watchdog_sec
+        return [Disarm("watchdog"), Disarm("runtime"), *self._steps(Sub.CONDITION)]
 
     def _steps(self, state: Sub) -> list[Action]:
         """Enter a state that runs a list of commands; skip it when there are none."""
@@ -311,21 +461,27 @@ class Service:
         commands: list[Command] = getattr(self.spec, _LISTS[state])
         if self._step >= len(commands):
             return before + self._steps_done(state)
-        is_main = state is Sub.START and self.spec.type != "oneshot"
+        is_main = state is Sub.START and self.spec.type not in ("oneshot", "forking")
         run = Run(f"{state.value}.{self._step}", commands[self._step], is_main)
         stopping = state in (Sub.STOP, Sub.STOP_POST)
         limit = self.spec.timeout_stop_sec if stopping else self.spec.timeout_start_sec
-        actions = [*before, run, Arm(limit) if math.isfinite(limit) else Disarm(), Changed()]
+        actions = [*before, run, self._limit(limit), Changed()]
         if is_main:
             self.main_running = True
+            if self.spec.type != "simple":
+                return actions  # it is started when its program runs, or when it says so
             return actions + self._steps(Sub.START_POST)
         self.step_running = True
         return actions
 
     def _steps_done(self, state: Sub) -> list[Action]:
+        if state is Sub.CONDITION:
+            return self._steps(Sub.START_PRE)
         if state is Sub.START_PRE:
             return self._steps(Sub.START)
         if state is Sub.START:
+            if self.spec.type == "forking":
+                return [FindMain()]
             return self._steps(Sub.START_POST)
         if state is Sub.START_POST:
             return self._started()
@@ -338,7 +494,7 @@ class Service:
     def _started(self) -> list[Action]:
         if self.main_running:
             self._move(Sub.RUNNING)
-            return [Disarm(), Changed()]
+            return [Disarm(), *self._guards(), Changed()]
         if self.spec.type == "oneshot" and not self.spec.remain_after_exit:
             return [Disarm(), *self._enter_stop()]
         if self.spec.remain_after_exit:
@@ -346,7 +502,19 @@ class Service:
             return [Disarm(), Changed()]
         return self._enter_stop()
 
+    def _guards(self) -> list[Action]:
+        """The timers of a service that is up."""
+        longest = self.spec.runtime_max_sec
+        actions: list[Action] = [Arm(longest, "runtime")] if math.isfinite(longest) else []
+        return [*actions, Arm(self.watchdog_sec, "watchdog")] if self.watchdog_sec else actions
+
+    @staticmethod
+    def _limit(seconds: float) -> Arm | Disarm:
+        """How long the state that was just entered may last."""
+        return Arm(seconds) if math.isfinite(seconds) else Disarm()
+
     def _reloaded(self) -> list[Action]:
+        self._reloads_itself = False
         self._move(Sub.RUNNING if self.main_running else Sub.EXITED)
         return [Disarm(), Changed()]
 
@@ -358,12 +526,17 @@ class Service:
         return True
 
     def _after_main(self, how: Exit) -> list[Action]:
+        if self.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART, Sub.CONDITION, Sub.START_PRE):
+            return []  # it outlived its run
         commands = self.spec.exec_start
         clean = how.is_clean(self.spec, True) or bool(commands and commands[-1].ignore_failure)
-        if not clean:
+        if how.oom or not clean:
             self._fail(how.result)
-        if self.sub in (Sub.STOP_SIGTERM, Sub.STOP_SIGKILL):
+        if self.sub in _ASKED:
             return self._after_asked()
+        if self.sub is Sub.START:  # before it was ready: ExecStop is not for this
+            self._fail("protocol")
+            return self._kill()
         if self.sub in (Sub.STOP, Sub.STOP_POST, Sub.FINAL_SIGKILL):
             return []  # expected: the commands' end moves on
         if self.sub is Sub.START_POST and self._step < len(self.spec.exec_start_post):
@@ -377,9 +550,9 @@ class Service:
         """The process that was asked to end did: what of the rest, by KillMode=."""
         if self.spec.kill_mode == "process":
             return self._steps(Sub.STOP_POST)  # the rest is none of our business
-        if self.spec.kill_mode == "mixed" and self.sub is Sub.STOP_SIGTERM:
+        if self.spec.kill_mode == "mixed" and self.sub is not Sub.STOP_SIGKILL:
             self._move(Sub.STOP_SIGKILL)
-            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
+            return [Kill(self.spec.final_kill_signal, True), Arm(_KILLED_S), Changed()]
         return []  # expected: group_empty moves on
 
     def _after_step(self, how: Exit) -> list[Action]:
@@ -388,7 +561,8 @@ class Service:
         if not how.is_clean(self.spec, False) and not command.ignore_failure:
             if self.sub is Sub.RELOAD:
                 return self._reloaded()  # a failed reload leaves the service running
-            self._fail(how.result)
+            skipped = self.sub is Sub.CONDITION and not how.signal and how.code < 255
+            self._fail("exec-condition" if skipped else how.result)
             if self.sub is Sub.STOP:
                 return self._kill()
             if self.sub is Sub.STOP_POST:
@@ -410,10 +584,21 @@ class Service:
             return self._steps(Sub.STOP_POST)
         self._move(Sub.STOP_SIGTERM)
         if mode == "mixed" and gone:
-            return [Kill(signal.SIGKILL, True), Arm(10.0), Changed()]
-        limit = self.spec.timeout_stop_sec
-        timer: Action = Arm(limit) if math.isfinite(limit) else Disarm()
-        return [Kill(self.spec.kill_signal, mode == "control-group"), timer, Changed()]
+            return [Kill(self.spec.final_kill_signal, True), Arm(_KILLED_S), Changed()]
+        asked = self.spec.restart_kill_signal if self._restarting else 0
+        whole = mode == "control-group"
+        actions: list[Action] = [Kill(asked or self.spec.kill_signal, whole)]
+        if self.spec.send_sighup:
+            actions.append(Kill(signal.SIGHUP, whole))
+        return [*actions, self._limit(self.spec.timeout_stop_sec), Changed()]
+
+    def _watchdog(self) -> list[Action]:
+        """It has not said in time that it is well."""
+        self._fail("watchdog")
+        self._move(Sub.STOP_WATCHDOG)
+        limit = self.spec.timeout_abort_sec or self.spec.timeout_stop_sec
+        whole = self.spec.kill_mode == "control-group"
+        return [Kill(self.spec.watchdog_signal, whole), self._limit(limit), Changed()]
 
     def _finish(self) -> list[Action]:
         if self._should_restart():
@@ -421,14 +606,14 @@ class Service:
             delay = self._restart_delay()
             self._auto_restarts += 1
             return [Arm(delay), Changed()]
-        self._move(Sub.FAILED if self.result != "success" else Sub.DEAD)
+        self._move(Sub.DEAD if self.result in ("success", "exec-condition") else Sub.FAILED)
         return [Disarm(), Changed()]
 
     def _should_restart(self) -> bool:
         """The table of causes in systemd.service(5), Restart=."""
         spec = self.spec
         how = self.last_exit
-        if not self.wanted:
+        if not self.wanted or self.result == "exec-condition":
             return False
         if how is not None and how.matches(spec.restart_prevent_exit_status):
             return False
@@ -438,7 +623,7 @@ class Service:
             "always": True,
             "on-success": self.result == "success",
             "on-failure": self.result != "success",
-            "on-abnormal": self.result in ("signal", "timeout", "watchdog", "core-dump"),
+            "on-abnormal": self.result not in ("success", "exit-code"),
             "on-abort": self.result in ("signal", "core-dump"),
             "on-watchdog": self.result == "watchdog",
             "no": False,
@@ -455,3 +640,8 @@ class Service:
         if self._auto_restarts >= steps:
             return last
         return float(first * (last / first) ** (self._auto_restarts / steps))
+
+
+def _seconds(microseconds: str) -> float:
+    """Seconds of what sd_notify(3) gives in microseconds; 0 for what is no such number."""
+    return int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0

@@ -19,9 +19,10 @@ class Problem:
     line: int
     key: str
     text: str
+    column: int = 0
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}" if self.line else self.file
+        where = ":".join([self.file, *(str(n) for n in (self.line, self.column) if n)])
         return f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}"
 
 
@@ -43,6 +44,7 @@ class Setting:
     key: str
     value: str
     line: int
+    column: int = 1  # of the value, or of the key when that is empty
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ def read(file: str, text: str) -> Parsed:
         return out
     section = ""
     pending = ""
-    start = 0
+    start = indent = 0
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.rstrip("\r")
         if pending:
@@ -74,36 +76,41 @@ def read(file: str, text: str) -> Parsed:
                 continue  # comments inside a continuation are passed over
             line = pending + line.lstrip()
         else:
-            start = number
+            start, indent = number, len(line) - len(line.lstrip())
             line = line.strip()
             if not line or line[0] in "#;":
                 continue
-        if line.endswith("\\"):
+        if (len(line) - len(line.rstrip("\\"))) % 2:  # two of them are one that is meant
             pending = line[:-1] + " "
             continue
         pending = ""
-        section = _take(out, file, section, line.strip(), start)
+        section = _take(out, file, section, line.strip(), start, indent)
     if pending:
-        _take(out, file, section, pending.strip(), start)
+        _take(out, file, section, pending.strip(), start, indent)
     return out
 
 
-def _take(out: Parsed, file: str, section: str, line: str, number: int) -> str:
+def _take(out: Parsed, file: str, section: str, line: str, number: int, indent: int) -> str:
+    def complain(key: str, text: str) -> None:
+        out.problems.append(Problem(file, number, key, text, indent + 1))
+
     if len(line) > LINE_BYTES_MAX:
-        out.problems.append(Problem(file, number, "", f"a line longer than {LINE_BYTES_MAX} bytes"))
+        complain("", f"a line longer than {LINE_BYTES_MAX} bytes")
         return section
     if line.startswith("["):
         if not line.endswith("]") or len(line) < 3:
-            out.problems.append(Problem(file, number, "", f"{line!r} is not a section: [Name] is"))
+            complain("", f"{line!r} is not a section: [Name] is")
             return section
         return line[1:-1]
     key, equals, value = line.partition("=")
     if not equals:
-        out.problems.append(Problem(file, number, "", f"{line[:60]!r} is not an assignment: Key=value is"))
+        complain("", f"{line[:60]!r} is not an assignment: Key=value is")
     elif not section:
-        out.problems.append(Problem(file, number, key.strip(), "stands before any [Section]"))
+        complain(key.strip(), "stands before any [Section]")
     else:
-        out.settings.append(Setting(section, key.strip(), value.strip(), number))
+        spaces = len(value) - len(value.lstrip())
+        column = indent + (len(key) + 1 + spaces if value.strip() else 0) + 1
+        out.settings.append(Setting(section, key.strip(), value.strip(), number, column))
     return section
 
 
@@ -123,7 +130,7 @@ def split_words(value: str) -> list[str]:
     at = 0
     while at < len(value):
         char = value[at]
-        if char == "\\" and quote != "'":
+        if char == "\\":
             piece, at = _escape(value, at)
             word += piece
             inside = True
@@ -176,15 +183,16 @@ _UNITS = {
     "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3, "s": 1.0, "sec": 1.0, "second": 1.0,
     "seconds": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0,
     "hr": 3600.0, "hour": 3600.0, "hours": 3600.0, "d": 86400.0, "day": 86400.0, "days": 86400.0,
-    "w": 604800.0, "week": 604800.0, "weeks": 604800.0,
+    "w": 604800.0, "week": 604800.0, "weeks": 604800.0, "M": 2629800.0, "month": 2629800.0,
+    "months": 2629800.0, "y": 31557600.0, "year": 31557600.0, "years": 31557600.0, "μs": 1e-6,
 }  # fmt: skip
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-zμ]*)")
 INFINITY = float("inf")
 
 
 def duration(value: str) -> float:
-    """Seconds of ``5``, ``5s``, ``2min 200ms`` or ``infinity`` (systemd.time(7))."""
-    text = value.strip().lower()
+    """Seconds of ``5``, ``5s``, ``2min 200ms`` or ``infinity``; ``M`` is a month (systemd.time(7))."""
+    text = value.strip()
     if text == "infinity":
         return INFINITY
     total, at = 0.0, 0

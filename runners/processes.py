@@ -7,9 +7,10 @@ a thread.  A handle speaks to one shim and reports what it says; it decides noth
 from __future__ import annotations
 
 import asyncio
+import errno
+import glob
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -21,6 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fleet import environment, spec
+
+from . import conditions
 from .shim import LEASE, boottime
 
 Event = dict[str, Any]
@@ -69,6 +73,14 @@ class Handle:
     def remember(self, meta: dict[str, Any]) -> None:
         """Keep a note in the shim, for the next host process."""
         self._send({"op": "meta", "meta": meta})
+
+    def find_main(self, pid_file: str, guess: bool) -> None:
+        """Look for the process that a forking service left behind; ``main`` follows."""
+        self._send({"op": "find_main", "pid_file": pid_file, "guess": guess})
+
+    def tidy(self, paths: list[str]) -> None:
+        """Remove what a run leaves behind: runtime directories, a PID file, its control group."""
+        self._send({"op": "tidy", "paths": paths})
 
     def quit(self) -> None:
         """End the shim and whatever still runs in it; ``lost`` follows."""
@@ -232,14 +244,29 @@ class Processes:
         _running.add(task)
         task.add_done_callback(_running.discard)
 
-    def read_environment(self, path: str) -> dict[str, str]:
-        """An EnvironmentFile; raises ``OSError``."""
+    def read_environment(self, pattern: str) -> dict[str, str]:
+        """The EnvironmentFile of this name, or all that it matches; raises ``OSError``."""
         out: dict[str, str] = {}
-        for line in Path(path).read_text().splitlines():
-            key, equals, value = line.strip().partition("=")
-            if equals and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-                out[key] = value.strip().strip("\"'")
+        paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not paths:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
+        for path in paths:
+            out.update(environment.parse(Path(path).read_text(errors="replace")))
         return out
+
+    def variable(self, name: str) -> str | None:
+        """A variable of this process's own environment (PassEnvironment=)."""
+        return os.environ.get(name)
+
+    def unmet(
+        self, wanted: list[spec.Condition], host: tuple[str, ...], done: Callable[[spec.Condition | None], None]
+    ) -> None:
+        """Look at conditions; ``done`` gets the first that decides against the start, or None.
+
+        ``host``: names and ids that ConditionHost= may mean.
+        """
+        future = self.loop.run_in_executor(None, conditions.first_unmet, wanted, host)
+        future.add_done_callback(lambda seen: None if seen.cancelled() else done(seen.result()))
 
     def read_log(self, unit: str, lines: int, after: int | None) -> tuple[int, list[str]]:
         """(position, lines): the last ``lines``, or everything after a position."""

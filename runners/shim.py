@@ -14,9 +14,11 @@ import grp
 import json
 import os
 import pwd
+import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -26,11 +28,20 @@ LOG_BYTES_MAX = 10 * 1024 * 1024
 LOG_FILES_KEPT = 3
 #: Events kept for a host process that is away.
 EVENTS_MAX = 256
-#: Longest command from the host process, in bytes.
+#: Longest command from the host process, and what may wait to be read by it, in bytes.
 LINE_BYTES_MAX = 4 * 1024 * 1024
+WAITING_BYTES_MAX = 1024 * 1024
+#: Bytes of output taken in one turn, so that a unit that shouts does not hold up its fence.
+OUTPUT_BYTES_TURN = 1024 * 1024
+#: Longest message of a service about itself, and longest STATUS= kept, in bytes.
+NOTIFY_BYTES_MAX = 4096
+STATUS_BYTES_MAX = 512
+#: Exit statuses of a process that could not be set up (systemd.exec(5)).
+CHDIR, LIMITS, EXEC, STDOUT, GROUP, USER, CGROUP, DIRECTORY = 200, 205, 203, 209, 216, 217, 219, 233
 LEASE = struct.Struct("<dd")  # CLOCK_BOOTTIME seconds: when to stop, when to kill
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,18 +58,21 @@ def start_time(pid: int) -> str:
         return ""
 
 
+def parent_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rsplit(b")", 1)[1].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def descendants(root: int) -> list[int]:
     """All processes below ``root``, by parent links in /proc."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as f:
-                parent = int(f.read().rsplit(b")", 1)[1].split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
-        children.setdefault(parent, []).append(int(name))
+        children.setdefault(parent_of(int(name)), []).append(int(name))
     found: list[int] = []
     queue = [root]
     while queue:
@@ -89,6 +103,12 @@ class Log:
         if lines:
             self.write(lines)
 
+    def flush(self) -> None:
+        """The last line, which nobody will end any more."""
+        if self.partial:
+            partial, self.partial = self.partial, b""
+            self.write([partial])
+
     def write(self, lines: list[bytes]) -> None:
         stamp = b"%.6f " % time.time()
         out = b"".join(stamp + line + b"\n" for line in lines)
@@ -112,6 +132,135 @@ class Log:
         self._open()
 
 
+class Group:
+    """A control group of one unit, in the unified hierarchy or in those of version 1."""
+
+    ROOT = "/sys/fs/cgroup"
+    #: key of a limit -> (controller, file, value) in version 2 and in version 1
+    V2 = {"memory_max": "memory.max", "memory_high": "memory.high", "memory_swap_max": "memory.swap.max",
+          "cpu_weight": "cpu.weight", "tasks_max": "pids.max"}
+
+    def __init__(self, name: str) -> None:
+        self.unified = os.path.exists(f"{self.ROOT}/cgroup.controllers")
+        controllers = ("",) if self.unified else ("memory", "cpu", "pids")
+        self.folders = {c: os.path.join(self.ROOT, c, name) for c in controllers}
+        self.oom_kills = 0
+
+    def make(self, limits: dict) -> None:
+        """Create it with these limits; raises ``OSError`` for one that the kernel cannot keep."""
+        for folder in self.folders.values():
+            os.makedirs(folder, exist_ok=True)
+        if self.unified:
+            at = self.ROOT
+            for part in os.path.relpath(self.folders[""], self.ROOT).split("/"):
+                self.put(at, "cgroup.subtree_control", "+memory +cpu +pids")
+                at = os.path.join(at, part)
+        for key, value in limits.items():
+            self.limit(key, value)
+
+    def limit(self, key: str, value: float) -> None:
+        if key == "cpu_quota":  # processors, per tenth of a second
+            quota = max(int(value * 100_000), 1000)
+            if self.unified:
+                self.put(self.folders[""], "cpu.max", f"{quota} 100000")
+            else:
+                self.put(self.folders["cpu"], "cpu.cfs_period_us", "100000")
+                self.put(self.folders["cpu"], "cpu.cfs_quota_us", str(quota))
+        elif self.unified:
+            self.put(self.folders[""], self.V2[key], str(int(value)))
+        elif key == "memory_max":
+            self.put(self.folders["memory"], "memory.limit_in_bytes", str(int(value)))
+        elif key == "memory_high":
+            self.put(self.folders["memory"], "memory.soft_limit_in_bytes", str(int(value)))
+        elif key == "cpu_weight":
+            self.put(self.folders["cpu"], "cpu.shares", str(max(int(value * 1024 / 100), 2)))
+        elif key == "tasks_max":
+            self.put(self.folders["pids"], "pids.max", str(int(value)))
+        else:
+            raise OSError(errno.ENOTSUP, f"{key} needs the unified hierarchy of control groups")
+
+    @staticmethod
+    def put(folder: str, name: str, value: str) -> None:
+        with open(os.path.join(folder, name), "w") as f:
+            f.write(value)
+
+    def join(self) -> None:
+        """Called by the process that becomes one of the unit's."""
+        for folder in self.folders.values():
+            self.put(folder, "cgroup.procs", "0")
+
+    def members(self) -> list[int]:
+        try:
+            with open(os.path.join(next(iter(self.folders.values())), "cgroup.procs")) as f:
+                return [int(line) for line in f]
+        except OSError:
+            return []
+
+    def count_oom_kills(self) -> int:
+        folder = self.folders["" if self.unified else "memory"]
+        try:
+            with open(os.path.join(folder, "memory.events" if self.unified else "memory.oom_control")) as f:
+                return sum(int(n) for key, n in (line.split() for line in f) if key == "oom_kill")
+        except (OSError, ValueError):
+            return 0
+
+    def had_oom_kill(self) -> bool:
+        """Whether there was one since this was asked last."""
+        before, self.oom_kills = self.oom_kills, self.count_oom_kills()
+        return self.oom_kills > before
+
+    def remove(self) -> None:
+        for folder in self.folders.values():
+            try:
+                os.rmdir(folder)
+            except OSError:
+                pass  # something is left in it: it goes with the next run
+
+
+def remove_tree(path: str) -> None:
+    """A runtime directory and what is in it; links are removed, not followed."""
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            inner = os.path.join(folder, name)
+            os.unlink(inner) if os.path.islink(inner) else os.rmdir(inner)
+    os.rmdir(path)
+
+
+class SetupError(Exception):
+    """A process could not be made what its unit file says; ``status`` is its exit status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def find_user(command: dict) -> tuple[int, int, list[int], dict[str, str]] | None:
+    """(uid, gid, groups, variables) of User= and its kin; None for the shim's own."""
+    user, group = command.get("user"), command.get("group")
+    names = command.get("groups") or []
+    if not user and not group and not names:
+        return None
+    try:
+        def gid_of(name: str) -> int:
+            return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+
+        status, name = USER, user or str(os.getuid())
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+        status, name = GROUP, group
+        gid = gid_of(group) if group else entry.pw_gid
+        groups = os.getgrouplist(entry.pw_name, gid)
+        for name in names:
+            groups.append(gid_of(name))
+    except KeyError:
+        raise SetupError(status, f"no such {'user' if status == USER else 'group'}: {name}") from None
+    variables = {}
+    if user:
+        variables = {"USER": entry.pw_name, "LOGNAME": entry.pw_name, "HOME": entry.pw_dir, "SHELL": entry.pw_shell}
+    return entry.pw_uid, gid, groups, variables
+
+
 class Shim:
     def __init__(self, lease_path: str) -> None:
         self.lease_path = lease_path
@@ -121,6 +270,10 @@ class Shim:
         self.ends: dict[str, dict] = {}  # how what this run had started ended, by step
         self.client: socket.socket | None = None
         self.buffer = b""
+        self.waiting = b""  # for the host process to read
+        self.group: Group | None = None
+        self.notified: dict[str, str] = {}  # what the service said of itself in this run
+        self.access = "none"  # whose word counts: NotifyAccess=
         self.quitting = False
         self.quit_deadline = 0.0
         self.was_empty = True
@@ -147,24 +300,36 @@ class Shim:
         os.umask(old)
         self.server.listen(4)
         self.server.setblocking(False)
+        # an abstract name: whatever user the service runs as may reach it, and no path is too long
+        self.notify_name = f"argosy-notify-{os.getpid()}-{os.urandom(8).hex()}"
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.notify.bind("\0" + self.notify_name)
+        self.notify.setblocking(False)
         self.save()
 
     # -- the loop --------------------------------------------------------------------
 
     def run(self) -> None:
         while True:
-            readers = [self.server, self.out_read, self.wake_read]
+            readers = [self.server, self.out_read, self.wake_read, self.notify]
+            writers = []
             if self.client is not None:
                 readers.append(self.client)
+                if self.waiting:
+                    writers.append(self.client)
             try:
-                ready, _, _ = select.select(readers, [], [], self.patience())
+                ready, _, _ = select.select(readers, writers, [], self.patience())
             except InterruptedError:
                 ready = []
             if self.out_read in ready:
                 self.read_output()
             if self.wake_read in ready:
                 os.read(self.wake_read, 4096)
+            if self.notify in ready:
+                self.hear()  # before the end of who spoke is
             self.reap()
+            self.send()
             if self.server in ready:
                 self.accept()
             if self.client is not None and self.client in ready:
@@ -207,6 +372,7 @@ class Shim:
                 if not self.was_empty:
                     self.was_empty = True
                     self.read_output()
+                    self.log.flush()
                     self.emit({"ev": "empty"})
                 return
             if pid == 0:
@@ -219,12 +385,24 @@ class Shim:
                      "code": max(code, 0), "signal": max(-code, 0)}
             if self.fence_stage and known["main"]:
                 event["fenced"] = True
+            if os.WIFSIGNALED(status) and os.WCOREDUMP(status):
+                event["dumped"] = True
+            if self.group is not None and self.group.had_oom_kill():
+                event["oom"] = True
             self.ends["main" if known["main"] else known["step"]] = event
             self.read_output()
             self.emit(event)
 
     def start(self, command: dict) -> None:
         error_read, error_write = os.pipe2(os.O_CLOEXEC)
+        if command["main"]:
+            self.access = command.get("access", "none")
+            self.notified = {}
+        if command.get("access", "none") != "none":
+            command["env"]["NOTIFY_SOCKET"] = "@" + self.notify_name
+        if command.get("cgroup"):
+            self.group = self.group or Group(command["cgroup"]["name"])
+            self.group.had_oom_kill()  # what an earlier run had is no news
         pid = os.fork()
         if pid == 0:
             self.become(command, error_write)
@@ -234,58 +412,125 @@ class Shim:
         self.was_empty = False
         if error:
             os.waitpid(pid, 0)
-            self.log.write([f"{command['argv'][0]}: {error}".encode()])
-            self.ends["main" if command["main"] else command["step"]] = {"code": 203, "signal": 0}
-            self.emit({"ev": "failed", "step": command["step"], "main": command["main"], "error": error})
+            status, _, text = error.partition(" ")
+            self.log.write([f"{command['argv'][0]}: {text}".encode()])
+            self.ends["main" if command["main"] else command["step"]] = {"code": int(status), "signal": 0}
+            self.emit({"ev": "failed", "step": command["step"], "main": command["main"], "error": text,
+                       "code": int(status)})
             self.reap()
             return
-        self.processes[pid] = {"step": command["step"], "main": command["main"],
-                               "start": start_time(pid)}
-        self.emit({"ev": "started", "step": command["step"], "main": command["main"], "pid": pid})
+        self.adopt(pid, command["step"], command["main"])
+
+    def adopt(self, pid: int, step: str, main: bool) -> None:
+        self.processes[pid] = {"step": step, "main": main, "start": start_time(pid)}
+        self.emit({"ev": "started", "step": step, "main": main, "pid": pid})
 
     def become(self, command: dict, error_write: int) -> None:
+        status = EXEC
         try:
             os.setsid()
-            null = os.open("/dev/null", os.O_RDONLY)
-            os.dup2(null, 0)
-            os.dup2(self.out_write, 1)
-            os.dup2(self.out_write, 2)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)
-            try:  # the host process may be protected from the OOM killer; its units are not
-                with open("/proc/self/oom_score_adj", "w") as f:
-                    f.write("0")
-            except OSError:
-                pass
-            os.umask(command.get("umask", 0o022))
-            if command.get("nice"):
-                os.nice(command["nice"])
+            status = CGROUP
+            if self.group is not None and command.get("cgroup"):
+                self.group.make(command["cgroup"]["limits"])
+                self.group.join()
+            self.set_limits(command)
+            status = USER
+            found = find_user(command)
+            status = DIRECTORY
+            self.make_directories(command, found)
+            status = STDOUT
+            self.set_streams(command)
             environment = command["env"]
-            user = command.get("user")
-            if user:
-                entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-                group = command.get("group")
-                gid = entry.pw_gid
-                if group:
-                    gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-                os.initgroups(entry.pw_name, gid)
+            status = GROUP
+            if found is not None:
+                uid, gid, groups, variables = found
+                environment.update({**variables, **environment})
+                if os.getuid() == 0:
+                    os.setgroups(groups)
                 os.setgid(gid)
-                os.setuid(entry.pw_uid)
-                environment.update(USER=entry.pw_name, LOGNAME=entry.pw_name,
-                                   HOME=entry.pw_dir, SHELL=entry.pw_shell)
-            directory = command.get("cwd") or "/"
-            if directory.startswith("~"):
-                directory = environment.get("HOME", "/root") + directory[1:]
-            os.chdir(directory)
+                status = USER
+                os.setuid(uid)
+            os.umask(command.get("umask", 0o022))
+            status = CHDIR
+            self.change_directory(command, environment)
+            status = EXEC
+            if command.get("no_new_privileges"):
+                _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if environment.get("WATCHDOG_USEC"):
+                environment["WATCHDOG_PID"] = str(os.getpid())
+            environment["SYSTEMD_EXEC_PID"] = str(os.getpid())
             self.execute(command, environment)
-        except KeyError as error:
-            os.write(error_write, f"no such user or group: {error}".encode())
-        except OSError as error:
-            os.write(error_write, (error.strerror or str(error)).encode())
+        except SetupError as error:
+            os.write(error_write, f"{error.status} {error}".encode())
+        except (OSError, ValueError) as error:
+            where = getattr(error, "filename", None)
+            text = getattr(error, "strerror", None) or str(error)
+            shown = f"{where}: {text}" if where and status != EXEC else text
+            os.write(error_write, f"{status} {shown}".encode())
         finally:
             os._exit(203)
+
+    @staticmethod
+    def set_limits(command: dict) -> None:
+        try:  # the host process may be protected from the OOM killer; its units are not
+            with open("/proc/self/oom_score_adj", "w") as f:
+                f.write(str(command.get("oom_score_adjust", 0)))
+        except OSError as error:
+            if command.get("oom_score_adjust"):
+                raise SetupError(206, f"OOMScoreAdjust: {error.strerror}") from None
+        for name, (soft, hard) in (command.get("limits") or {}).items():
+            try:
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+            except (OSError, ValueError, AttributeError) as error:
+                raise SetupError(LIMITS, f"Limit{name}: {error}") from None
+        if command.get("nice"):
+            try:
+                os.nice(command["nice"])
+            except OSError as error:
+                raise SetupError(201, f"Nice: {error.strerror}") from None
+
+    @staticmethod
+    def make_directories(command: dict, found: tuple[int, int, list[int], dict[str, str]] | None) -> None:
+        """RuntimeDirectory= and its kin, owned by the service's user."""
+        for path, mode, is_owned in command.get("directories") or []:
+            os.makedirs(path, exist_ok=True)
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                raise SetupError(DIRECTORY, f"{path}: is a symbolic link")
+            os.chmod(path, mode)
+            if is_owned and found is not None:
+                os.chown(path, found[0], found[1])
+
+    def set_streams(self, command: dict) -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        streams = {"stdout": 1, "stderr": 2}
+        for name, number in streams.items():
+            kind, path = command.get(name) or ("log", "")
+            if kind == "log" or (kind == "inherit" and number == 1):
+                os.dup2(self.out_write, number)
+            elif kind == "inherit":
+                os.dup2(1, number)
+            elif kind == "null":
+                os.dup2(null, number)
+            else:
+                flags = {"append": os.O_APPEND, "truncate": os.O_TRUNC}.get(kind, 0)
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644), number)
+
+    @staticmethod
+    def change_directory(command: dict, environment: dict) -> None:
+        directory = command.get("cwd") or "/"
+        if directory.startswith("~"):
+            directory = environment.get("HOME", "/root") + directory[1:]
+        try:
+            os.chdir(directory)
+        except OSError:
+            if not command.get("cwd_optional"):
+                raise
+            os.chdir("/")
 
     @staticmethod
     def execute(command: dict, environment: dict) -> None:
@@ -302,9 +547,95 @@ class Shim:
                 continue
         raise FileNotFoundError(errno.ENOENT, "no such program in " + SEARCH_PATH)
 
+    def everything(self) -> list[int]:
+        """All processes of the unit."""
+        found = descendants(os.getpid())
+        if self.group is not None:
+            found += [pid for pid in self.group.members() if pid not in found]
+        return found
+
     def signal_all(self, number: int) -> None:
-        for pid in descendants(os.getpid()):
+        for pid in self.everything():
             self.signal_one(pid, number)
+
+    # -- what the service says, and which process it is ----------------------------------------
+
+    def hear(self) -> None:
+        """One message of sd_notify(3), from a process whose word counts."""
+        try:
+            data, ancillary, _, _ = self.notify.recvmsg(NOTIFY_BYTES_MAX, 4096, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return
+        sender = 0
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                sender = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                for (fd,) in struct.iter_unpack("i", content[: len(content) // 4 * 4]):
+                    os.close(fd)  # BARRIER=1 waits for just that; stores of descriptors are not kept
+        if not self.may_speak(sender):
+            return
+        said = {}
+        for line in data.decode("utf-8", "replace").split("\n"):
+            key, equals, value = line.partition("=")
+            if equals and key.isascii() and key.replace("_", "").isalnum():
+                said[key] = value[:STATUS_BYTES_MAX]
+        if said.get("MAINPID", "").isdigit():
+            self.name_main(int(said["MAINPID"]))
+        if set(said) <= {"WATCHDOG"}:  # often, and of no use later
+            if said and self.client is not None:
+                self.push({"ev": "notify", "said": said})
+            return
+        self.notified.update({k: v for k, v in said.items() if k in ("READY", "STATUS", "WATCHDOG_USEC")})
+        self.emit({"ev": "notify", "said": said})
+
+    def may_speak(self, sender: int) -> bool:
+        known = self.processes.get(sender)
+        if self.access == "main":
+            return known is not None and known["main"]
+        if self.access == "exec":
+            return known is not None
+        return self.access == "all" and sender in self.everything()
+
+    def name_main(self, pid: int) -> bool:
+        """Another process of the unit is the main one from now on."""
+        if pid not in self.everything():
+            return False
+        for known in self.processes.values():
+            known["main"] = False
+        self.adopt(pid, "start.0", True)
+        return True
+
+    def find_main(self, command: dict) -> None:
+        """The process that a forking service left: named in its file, or the only one there is."""
+        path = command.get("pid_file")
+        if path:
+            try:
+                with open(path) as f:
+                    pid = int(f.read(32).strip())
+            except (OSError, ValueError) as error:
+                self.emit({"ev": "main", "found": False, "error": f"PIDFile {path}: {error}"})
+                return
+            found = self.name_main(pid)
+            error = "" if found else f"PIDFile {path}: process {pid} is none of this unit"
+            self.emit({"ev": "main", "found": found, "error": error})
+            return
+        left = self.everything()
+        children = [pid for pid in left if parent_of(pid) == os.getpid()]
+        if command.get("guess") and len(children) == 1:
+            self.emit({"ev": "main", "found": self.name_main(children[0]), "error": ""})
+        else:
+            self.emit({"ev": "main", "found": False, "running": bool(left), "error": ""})
+
+    def tidy(self, command: dict) -> None:
+        """After a run: runtime directories and files go, and the control group."""
+        for path in command["paths"]:
+            try:
+                remove_tree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+            except OSError:
+                pass
+        if self.group is not None and self.was_empty:
+            self.group.remove()
 
     @staticmethod
     def signal_one(pid: int, number: int) -> None:
@@ -359,28 +690,53 @@ class Shim:
         connection, _ = self.server.accept()
         if self.client is not None:
             self.client.close()
-        connection.setblocking(True)
-        connection.settimeout(5)
+        connection.setblocking(False)
         self.client = connection
-        self.buffer = b""
+        self.buffer = self.waiting = b""
         pending, self.events = self.events, []
         self.emit({"ev": "hello", "me": self.me, "meta": self.meta, "pending": pending,
                    "processes": {str(p): k for p, k in self.processes.items()},
-                   "ends": self.ends, "empty": self.was_empty})
+                   "ends": self.ends, "empty": self.was_empty, "said": self.notified})
 
     def receive(self) -> None:
         try:
             data = self.client.recv(65536)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data or len(self.buffer) > LINE_BYTES_MAX:
-            self.client.close()
-            self.client = None
+            self.drop_client()
             return
         self.buffer += data
         *lines, self.buffer = self.buffer.split(b"\n")
         for line in lines:
             self.obey(json.loads(line))
+
+    def drop_client(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+            self.waiting = b""
+
+    def push(self, event: dict) -> None:
+        """Hand an event to the host process, when it reads; one that does not is let go."""
+        self.waiting += json.dumps(event).encode() + b"\n"
+        if len(self.waiting) > WAITING_BYTES_MAX:
+            self.drop_client()
+        else:
+            self.send()
+
+    def send(self) -> None:
+        if self.client is None or not self.waiting:
+            return
+        try:
+            sent = self.client.send(self.waiting)
+            self.waiting = self.waiting[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.drop_client()
 
     def obey(self, command: dict) -> None:
         op = command["op"]
@@ -388,9 +744,14 @@ class Shim:
             self.start(command)
         elif op == "kill":
             self.kill(command)
+        elif op == "find_main":
+            self.find_main(command)
+        elif op == "tidy":
+            self.tidy(command)
         elif op == "meta":
             if command["meta"].get("invocation") != self.meta.get("invocation"):
                 self.ends = {}
+                self.notified = {}
             self.meta = command["meta"]
         elif op == "quit":
             self.quitting = True
@@ -399,15 +760,10 @@ class Shim:
         self.save()
 
     def emit(self, event: dict) -> None:
+        """Tell the host process; what it is away for is told when it is back."""
         if self.client is not None:
-            try:
-                self.client.sendall(json.dumps(event).encode() + b"\n")
-                self.save()
-                return
-            except OSError:
-                self.client.close()
-                self.client = None
-        if event["ev"] != "hello":
+            self.push(event)
+        if self.client is None and event["ev"] != "hello":
             self.events.append(event)
             del self.events[:-EVENTS_MAX]
         self.save()
@@ -421,7 +777,7 @@ class Shim:
         os.replace("state.json.new", "state.json")
 
     def read_output(self) -> None:
-        while True:
+        for _ in range(OUTPUT_BYTES_TURN // 65536):
             try:
                 data = os.read(self.out_read, 65536)
             except BlockingIOError:

@@ -190,6 +190,12 @@ class SimHandle:
                 self._shim.ends = {}
             self._shim.meta = dict(meta)
 
+    def find_main(self, pid_file: str, guess: bool) -> None:
+        """Simulated workloads do not fork."""
+
+    def tidy(self, paths: list[str]) -> None:
+        """Nothing is left behind."""
+
     def quit(self) -> None:
         """End the shim."""
         shim = self._shim
@@ -254,6 +260,14 @@ class SimProcesses:
     def read_environment(self, path: str) -> dict[str, str]:
         """No files here."""
         raise OSError(path)
+
+    def variable(self, name: str) -> None:
+        """No environment here."""
+
+    def unmet(self, wanted: list[Any], host: tuple[str, ...], done: Callable[[Any], None]) -> None:
+        """All conditions hold."""
+        del wanted, host
+        self.machine.later(0.001, lambda: done(None))
 
     def read_log(self, unit: str, lines: int, after: int | None) -> tuple[int, list[str]]:
         """Simulated workloads print nothing."""

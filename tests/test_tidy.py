@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "brain": {"kernel"},
     "fleet": set(),
     "transport": {"kernel", "metrics"},
-    "runners": {"kernel", "metrics"},
+    "runners": {"fleet", "kernel", "metrics"},
     "actors": {"brain", "fleet", "runners", "transport", "kernel", "metrics"},
     "gateway": {"actors", "brain", "fleet", "runners", "transport", "kernel", "metrics"},
     "cli": {"gateway", "actors", "brain", "fleet", "runners", "transport", "kernel", "metrics"},
@@ -165,3 +165,13 @@ def test_the_table_of_states_in_the_docs_is_the_code() -> None:
     for sub, after in TRANSITIONS.items():
         row = f"| {sub.value} | {ACTIVE[sub]} | {', '.join(a.value for a in after)} |"
         assert row in text, row
+
+
+def test_the_docs_have_every_key_of_unit_files() -> None:
+    """docs/units.md is the whole reference."""
+    from fleet.keys import IGNORED, KEYS
+
+    words = set(re.findall(r"[\w-]+", (ROOT / "docs" / "units.md").read_text()))
+    for section, keys in KEYS.items():
+        for key in {*keys, *IGNORED.get(section, ())}:
+            assert key in words or re.sub("^(Condition|Assert)", "", key) in words, f"docs/units.md does not tell of {key}="

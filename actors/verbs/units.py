@@ -148,8 +148,8 @@ def _desire(control: Control, known: Known, units: list[str], desired: str, bump
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
         changed = {**record, "desired": desired}
-        failed = any(s["active"] == "failed" for s in _states_of(control, unit))
-        if bump or (desired == "launched" and failed):  # starting what failed is another try
+        over = record["desired"] == "launched" and any(map(_is_over, _states_of(control, unit)))
+        if bump or (desired == "launched" and over):  # starting what has ended by itself is another run
             changed["restarts"] = record.get("restarts", 0) + 1
         if changed != stored:
             edits[unit] = ["put", UNITS + unit.encode(), to_json(changed)]
@@ -213,6 +213,12 @@ def _states_of(control: Control, unit: str) -> list[dict[str, Any]]:
     return [s for (u, _), s in control.states().items() if u == unit]
 
 
+def _is_over(state: dict[str, Any]) -> bool:
+    """Whether a unit ran, or was passed over, and has come to rest by itself."""
+    was_done = bool(state.get("last_exit") or state.get("problem"))
+    return state["active"] == "failed" or (state["sub"] == "dead" and was_done)
+
+
 def _is_started(control: Control, unit: str) -> Any:
     record = control.units().get(unit)
     if record is None or unit not in control.places():
@@ -224,8 +230,7 @@ def _is_started(control: Control, unit: str) -> Any:
     for state in states:
         if state["active"] == "failed":
             return f"{unit} failed: {state.get('problem') or state['result']} ({state.get('last_exit', 'no exit')})"
-        done_oneshot = state["sub"] == "dead" and state["result"] == "success" and state.get("last_exit")
-        if not (state["active"] == "active" and state["health"] != "failing") and not done_oneshot:
+        if not (state["active"] == "active" and state["health"] != "failing") and not _is_over(state):
             return False
     return True
 
@@ -429,7 +434,9 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     if state is None:
         return {"unit": unit, "reason": f"placed on {on}, which has not started it yet", "machines": machines}
     detail = f"{state['active']} ({state['sub']})"
-    for key in ("problem", "last_exit", "health_detail"):
+    if state["result"] != "success":
+        detail += f", result: {state['result']}"
+    for key in ("status", "problem", "last_exit", "health_detail"):
         if state.get(key):
             detail += f", {key.replace('_', ' ')}: {state[key]}"
     return {"unit": unit, "reason": f"on {on}: {detail}", "machines": machines}

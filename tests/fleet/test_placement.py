@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from fleet import unitfile
 from fleet.placement import Candidate, Placements, brake, choose, refusal
+from fleet.spec import UnitSpec
 
 
-def spec(name: str, rules: str = "") -> unitfile.UnitSpec:
+def spec(name: str, rules: str = "") -> UnitSpec:
     return unitfile.load(name, f"[Service]\nExecStart=/bin/a\n[X-Fleet]\n{rules}\n")[0]
 
 
-def cluster(*specs: unitfile.UnitSpec, machines: int = 3, **metadata: dict[str, str]) -> Placements:
+def cluster(*specs: UnitSpec, machines: int = 3, **metadata: dict[str, str]) -> Placements:
     state = Placements()
     for number in range(1, machines + 1):
         name = f"m{number}"
@@ -23,7 +24,7 @@ def cluster(*specs: unitfile.UnitSpec, machines: int = 3, **metadata: dict[str, 
     return state
 
 
-def place(state: Placements, one: unitfile.UnitSpec) -> str:
+def place(state: Placements, one: UnitSpec) -> str:
     machine = choose(one, state)[0]
     if machine:
         state.place(one.name.full, machine)

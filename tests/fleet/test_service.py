@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet import unitfile
-from fleet.service import ACTIVE, Arm, Disarm, Exit, Kill, Run, Service, Sub
+from fleet import keys, unitfile
+from fleet.service import ACTIVE, Arm, Disarm, Exit, Extend, FindMain, Kill, Run, Service, Sub
 
 
 def make(text: str) -> Service:
@@ -127,7 +127,7 @@ MATRIX = {
 }
 
 
-@pytest.mark.parametrize("setting", unitfile.RESTART)
+@pytest.mark.parametrize("setting", keys.RESTART)
 @pytest.mark.parametrize("cause", sorted(MATRIX))
 def test_restart_matrix(setting: str, cause: str) -> None:
     """Every form of Restart= with every cause of exit."""
@@ -213,3 +213,175 @@ def test_no_sequence_of_events_breaks_the_table(events: list[str]) -> None:
         assert service.active == ACTIVE[service.sub]
         if service.active in ("activating", "deactivating", "reloading"):
             assert armed, f"{service.sub} waits for ever"
+
+
+# -- what a service says of itself, and services that fork -------------------------------------------
+
+
+def test_a_service_that_notifies_is_started_when_it_says_so() -> None:
+    """READY=1, and not before; ExecStartPost comes then."""
+    service = make("Type=notify\nExecStart=/bin/a\nExecStartPost=/bin/z\n")
+    assert runs(service.start(0.0)) == ["start.0"]
+    assert service.sub is Sub.START
+    service.notified({"STATUS": "warming up"})
+    assert (service.sub, service.status) == (Sub.START, "warming up")
+    assert runs(service.notified({"READY": "1"})) == ["start-post.0"]
+    service.ended("start-post.0", False, Exit())
+    assert service.sub is Sub.RUNNING
+
+
+@pytest.mark.parametrize(("how", "result"), [(Exit(), "protocol"), (Exit(code=2), "exit-code")])
+def test_a_service_that_ends_before_it_is_ready_has_failed(how: Exit, result: str) -> None:
+    """Cleanly or not; ExecStop is not for it."""
+    service = make("Type=notify\nExecStart=/bin/a\nExecStop=/bin/s\n")
+    service.start(0.0)
+    assert runs(service.ended("start.0", True, how)) == []
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.FAILED, result)
+
+
+def test_an_exec_service_is_started_when_its_program_runs() -> None:
+    """Type=exec waits for execve, no more."""
+    service = make("Type=exec\nExecStart=/bin/a\n")
+    service.start(0.0)
+    assert service.sub is Sub.START
+    service.main_started()
+    assert service.sub is Sub.RUNNING
+
+
+def test_a_service_may_ask_for_more_time() -> None:
+    """EXTEND_TIMEOUT_USEC= while it starts, stops or reloads, or for its longest life."""
+    service = make("Type=notify\nExecStart=/bin/a\nRuntimeMaxSec=5\n")
+    service.start(0.0)
+    assert service.notified({"EXTEND_TIMEOUT_USEC": "7000000"}) == [Extend(7.0)]
+    assert Arm(5.0, "runtime") in service.notified({"READY": "1"})
+    assert service.notified({"EXTEND_TIMEOUT_USEC": "9000000"}) == [Extend(9.0, "runtime")]
+    assert service.notified({"EXTEND_TIMEOUT_USEC": "soon"}) == []
+    service.timer(5.0, "runtime")
+    service.ended("start.0", True, Exit(signal=15))
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.FAILED, "timeout")
+
+
+def test_a_service_that_stops_saying_that_it_is_well_is_ended() -> None:
+    """WATCHDOG=1 puts it off; a miss sends WatchdogSignal= and the result is watchdog."""
+    service = make("Type=notify\nExecStart=/bin/a\nWatchdogSec=2\nRestart=on-watchdog\n")
+    service.start(0.0)
+    assert Arm(2.0, "watchdog") in service.notified({"READY": "1"})
+    assert service.notified({"WATCHDOG": "1"}) == [Arm(2.0, "watchdog")]
+    assert service.notified({"WATCHDOG_USEC": "500000"}) == [Arm(0.5, "watchdog")]
+    assert service.notified({"WATCHDOG_USEC": "never"}) == []
+    actions = service.timer(9.0, "watchdog")
+    assert Kill(signal.SIGABRT, True) in actions and service.sub is Sub.STOP_WATCHDOG
+    service.ended("start.0", True, Exit(signal=6, dumped=True))
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.AUTO_RESTART, "watchdog")
+
+
+def test_a_service_may_reload_and_stop_of_itself() -> None:
+    """RELOADING=1 until READY=1; STOPPING=1 gives it TimeoutStopSec=, without a signal."""
+    service = make("Type=notify\nExecStart=/bin/a\nTimeoutStopSec=3\n")
+    service.start(0.0)
+    service.notified({"READY": "1"})
+    service.notified({"RELOADING": "1"})
+    assert (service.active, service.sub) == ("reloading", Sub.RELOAD)
+    service.notified({"READY": "1"})
+    assert service.sub is Sub.RUNNING
+    actions = service.notified({"STOPPING": "1"})
+    assert Arm(3.0) in actions and not any(isinstance(action, Kill) for action in actions)
+    service.ended("start.0", True, Exit())
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.DEAD, "success")
+
+
+def test_a_reload_by_signal() -> None:
+    """Type=notify-reload."""
+    service = make("Type=notify-reload\nExecStart=/bin/a\n")
+    service.start(0.0)
+    service.notified({"READY": "1"})
+    assert Kill(signal.SIGHUP, False) in service.reload()
+    service.notified({"RELOADING": "1"})
+    service.notified({"READY": "1"})
+    assert service.sub is Sub.RUNNING
+
+
+def test_a_forking_service_lives_as_what_it_left_behind() -> None:
+    """Its first process ends cleanly, and the other one is the main process from then on."""
+    service = make("Type=forking\nExecStart=/bin/a\n")
+    assert [run.main for run in service.start(0.0) if isinstance(run, Run)] == [False]
+    assert any(isinstance(action, FindMain) for action in service.ended("start.0", False, Exit()))
+    service.main_found(known=True, running=True)
+    assert service.sub is Sub.RUNNING
+    service.ended("start.0", True, Exit(code=1))
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.FAILED, "exit-code")
+
+
+def test_a_forking_service_whose_main_process_cannot_be_told() -> None:
+    """It runs as long as anything of it does; with nothing at all it did not start."""
+    service = make("Type=forking\nExecStart=/bin/a\n")
+    service.start(0.0)
+    service.ended("start.0", False, Exit())
+    service.main_found(known=False, running=True)
+    assert service.sub is Sub.RUNNING
+    service.group_empty()
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.DEAD, "success")
+    service = make("Type=forking\nExecStart=/bin/a\n")
+    service.start(0.0)
+    service.ended("start.0", False, Exit())
+    service.main_found(known=False, running=False)
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.FAILED, "protocol")
+
+
+@pytest.mark.parametrize(
+    ("how", "sub", "result"),
+    [
+        (Exit(code=1), Sub.DEAD, "exec-condition"), (Exit(code=254), Sub.DEAD, "exec-condition"),
+        (Exit(code=255), Sub.FAILED, "exit-code"), (Exit(signal=9), Sub.FAILED, "signal"),
+    ],
+)  # fmt: skip
+def test_exec_condition(how: Exit, sub: Sub, result: str) -> None:
+    """1 to 254 passes the unit over, and nothing starts it again; all else fails it."""
+    service = make("ExecCondition=/bin/c\nExecStart=/bin/a\nRestart=on-failure\nRestartPreventExitStatus=255 KILL\n")
+    assert runs(service.start(0.0)) == ["condition.0"]
+    assert runs(service.ended("condition.0", False, how)) == []
+    service.group_empty()
+    restarts = sub is Sub.FAILED
+    assert service.result == result
+    assert service.sub is (Sub.AUTO_RESTART if restarts else sub)
+
+
+def test_a_process_killed_for_want_of_memory() -> None:
+    """The result says so, whatever signal or code its main process ended with."""
+    service = started("ExecStart=/bin/a\nRestart=on-abnormal\n")
+    service.ended("start.0", True, Exit(signal=9, oom=True))
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.AUTO_RESTART, "oom-kill")
+
+
+def test_what_exec_stop_post_is_told() -> None:
+    """EXIT_CODE and EXIT_STATUS of systemd.exec(5)."""
+    assert Exit(code=3).variables == {"EXIT_CODE": "exited", "EXIT_STATUS": "3"}
+    assert Exit(signal=9).variables == {"EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
+    assert Exit(signal=6, dumped=True).variables == {"EXIT_CODE": "dumped", "EXIT_STATUS": "ABRT"}
+
+
+def test_a_stop_for_a_restart_may_have_its_own_signal() -> None:
+    """RestartKillSignal=, and SendSIGHUP= beside it."""
+    service = started("ExecStart=/bin/a\nRestartKillSignal=SIGUSR1\nSendSIGHUP=yes\n")
+    actions = service.stop(restarting=True)
+    assert actions[:2] == [Kill(signal.SIGUSR1, True), Kill(signal.SIGHUP, True)]
+
+
+def test_a_unit_whose_shim_is_lost_is_over_in_every_state() -> None:
+    """Nothing waits for ever for a process that is gone."""
+    for text in (
+        "ExecStartPre=/bin/p\nExecStart=/bin/a\n", "Type=oneshot\nExecStart=/bin/a\n",
+        "ExecStart=/bin/a\n", "Type=notify\nExecStart=/bin/a\n",
+    ):  # fmt: skip
+        service = make(text)
+        service.start(0.0)
+        service.lost()
+        assert (service.sub, service.result) == (Sub.FAILED, "signal")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fleet import names, syntax, unitfile
+from fleet import environment, execution, names, syntax, unitfile
+from fleet.spec import Output, UnitSpec
 from fleet.syntax import UnitFileError
 
 MINIMAL = "[Service]\nExecStart=/bin/true\n"
 
 
-def spec(text: str, unit: str = "web@3.service") -> unitfile.UnitSpec:
+def spec(text: str, unit: str = "web@3.service") -> UnitSpec:
     return unitfile.load(unit, text)[0]
 
 
@@ -89,16 +90,16 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
         "TimeoutStopSec=soon\n[X-Argosy]\nPort=1x\nConflicts=a\n[X-Fleet]\nMachineMetadata=zone\nnonsense\n"
     )
     assert found == [
-        "web.service:13: 'nonsense' is not an assignment: Key=value is",
-        "web.service:2: ExecStart: no section is called [Servce] (did you mean Service?)",
-        "web.service:4: Restrt: unknown key in [Service] (did you mean Restart?)",
-        'web.service:5: ExecStart: a " is not closed',
-        "web.service:6: Restart: 'sometimes' is not one of no, on-success, on-failure, on-abnormal, "
+        "web.service:2:11: ExecStart: no section is called [Servce] (did you mean Service?)",
+        "web.service:4:8: Restrt: unknown key in [Service] (did you mean Restart?)",
+        'web.service:5:11: ExecStart: a " is not closed',
+        "web.service:6:9: Restart: 'sometimes' is not one of no, on-success, on-failure, on-abnormal, "
         "on-watchdog, on-abort, always",
-        "web.service:7: TimeoutStopSec: 'soon' is not a time span: 5, 5s, 2min 200ms or infinity are",
-        "web.service:9: Port: '1x' is not NAME or NAME:NUMBER",
-        "web.service:10: Conflicts: belongs to [X-Fleet], not to [X-Argosy]",
-        "web.service:12: MachineMetadata: 'zone' is not KEY=VALUE",
+        "web.service:7:16: TimeoutStopSec: 'soon' is not a time span: 5, 5s, 2min 200ms or infinity are",
+        "web.service:9:6: Port: '1x' is not NAME or NAME:NUMBER",
+        "web.service:10:11: Conflicts: belongs to [X-Fleet], not to [X-Argosy]",
+        "web.service:12:17: MachineMetadata: 'zone' is not KEY=VALUE",
+        "web.service:13:1: 'nonsense' is not an assignment: Key=value is",
     ]
 
 
@@ -108,7 +109,16 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
         ("[Service]\n", "a service needs one"),
         ("[Service]\nExecStart=/bin/a\nExecStart=/bin/b\n", "more than one is only for Type=oneshot"),
         ("[Service]\nType=oneshot\nRestart=always\nExecStart=/bin/a\n", "is not for Type=oneshot"),
-        ("[Service]\nType=notify\nExecStart=/bin/a\n", "not supported yet"),
+        ("[Service]\nType=dbus\nExecStart=/bin/a\n", "'dbus' is not one of simple, exec"),
+        ("[Service]\nExecStart=+!/bin/a\n", "only one of the prefixes"),
+        ("[Service]\nExecStart=/bin/a\nLimitNOFILE=9:5\n", "the soft limit is above the hard one"),
+        ("[Service]\nExecStart=/bin/a\nCPUQuota=half\n", "is not a share of a processor"),
+        ("[Service]\nExecStart=/bin/a\nRuntimeDirectory=../etc\n", "a relative path without . or .."),
+        ("[Service]\nExecStart=/bin/a\nStandardOutput=file:log\n", "an absolute path must follow"),
+        ("[Service]\nType=oneshot\nExecStart=/bin/a\nRuntimeMaxSec=5\n", "is not for Type=oneshot"),
+        ("[Unit]\nConditionPathExists=etc\n" + MINIMAL, "an absolute path"),
+        ("[Unit]\nConditionPathExist=/etc\n" + MINIMAL, "did you mean ConditionPathExists?"),
+        (MINIMAL + "[X-Fleet]\nX-ConditionMachineBootID=1\n", "unknown key in [X-Fleet]"),
         ("[Service]\nExecStart=$X a\n", "may not be a variable"),
         ("[Service]\nExecStart=bin/a\n", "an absolute path or a bare name"),
         ("[Service]\nExecStart=/bin/a %q\n", "no specifier %q"),
@@ -131,16 +141,78 @@ def test_known_keys_without_effect_are_said_and_kept() -> None:
     _, warnings = unitfile.load(
         "web.service", "[Unit]\nAfter=db.service\n[Service]\nPrivateTmp=yes\nExecStart=/bin/a\n[Install]\nWantedBy=x\n"
     )
-    assert len(warnings) == 2
-    assert all("has no effect here yet" in warning for warning in warnings)
+    assert [warning.split(": ")[1:3] for warning in warnings] == [
+        ["After", "accepted, and without effect"], ["PrivateTmp", "accepted, and without effect"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("5", 5), ("5s", 5), ("200ms", 0.2), ("2min 200ms", 120.2), ("1h30m", 5400)]
+    ("text", "seconds"), [("5", 5), ("5s", 5), ("200ms", 0.2), ("2min 200ms", 120.2), ("1h30m", 5400), ("1M", 2629800), ("1y", 31557600)]
 )
 def test_durations(text: str, seconds: float) -> None:
     """systemd.time(7)."""
     assert syntax.duration(text) == pytest.approx(seconds)
+
+
+def test_what_a_process_finds() -> None:
+    """systemd.exec(5) and systemd.resource-control(5), as far as they are kept."""
+    found = spec(
+        "[Service]\nExecStart=/bin/a\nLimitNOFILE=10:20\nLimitCORE=infinity\nLimitCPU=1min\nMemoryMax=1G\n"
+        "CPUQuota=150%\nTasksMax=7\nStandardOutput=append:/a\nStandardError=null\nRuntimeDirectory=a b/c\n"
+        "RuntimeDirectoryMode=0700\nOOMScoreAdjust=-5\nSupplementaryGroups=x y\nNoNewPrivileges=yes\n"
+    )
+    assert found.resources.limits == {"NOFILE": (10, 20), "CORE": (-1, -1), "CPU": (60, 60)}
+    assert execution.group_limits(found) == {"memory_max": 1024**3, "cpu_quota": 1.5, "tasks_max": 7}
+    assert (found.standard_output, found.standard_error) == (Output("append", "/a"), Output("null"))
+    given = execution.arguments(found, "start.0", found.exec_start[0], True, "argosy/m/x")
+    assert given["directories"] == [["/run/a", 0o700, True], ["/run/b/c", 0o700, True]]
+    assert given["cgroup"]["name"] == "argosy/m/x"
+    assert execution.variables(found)["RUNTIME_DIRECTORY"] == "/run/a:/run/b/c"
+    assert execution.leftovers(found, restarting=False) == ["/run/a", "/run/b/c"]
+
+
+def test_a_privileged_command_runs_without_the_user() -> None:
+    """Prefixes ``+`` and ``!``."""
+    found = spec("[Service]\nUser=web\nExecStartPre=+/bin/p\nExecStart=/bin/a\n")
+    step = execution.arguments(found, "start-pre.0", found.exec_start_pre[0], False, "")
+    assert "user" not in step
+    assert execution.arguments(found, "start.0", found.exec_start[0], True, "")["user"] == "web"
+
+
+def test_who_may_speak_for_a_service() -> None:
+    """NotifyAccess= is none, or main where the service must speak."""
+    assert spec(MINIMAL).notify_access == "none"
+    assert spec("[Service]\nType=notify\nExecStart=/bin/a\n").notify_access == "main"
+    assert spec(MINIMAL + "WatchdogSec=1\n").notify_access == "main"
+    assert spec(MINIMAL + "WatchdogSec=1\nNotifyAccess=all\n").notify_access == "all"
+
+
+def test_conditions_and_asserts() -> None:
+    """Signs before the argument; an empty one forgets those before it."""
+    found = spec("[Unit]\nConditionHost=a\nConditionHost=\nConditionPathExists=|!/x\nAssertUser=root\n" + MINIMAL)
+    assert [str(condition) for condition in found.conditions] == ["ConditionPathExists=|!/x", "AssertUser=root"]
+
+
+@pytest.mark.parametrize(
+    ("text", "variables"),
+    [
+        ("A=1\n# B=2\n; C=3\nD = x y  \nnonsense\n1E=5\n", {"A": "1", "D": "x y"}),
+        ("A='it is \\n so'\nB=\"a \\\"b\\\" \\x\"\n", {"A": "it is \\n so", "B": 'a "b" \\x'}),
+        ("A=don't\nB=2\n", {"A": "don't", "B": "2"}),
+        ("A='one\ntwo'\nB=one \\\n  two\n", {"A": "one\ntwo", "B": "one   two"}),
+        ("A=a\\ b\\\\\nB=\n", {"A": "a b\\", "B": ""}),
+        ("A='x''y'\n", {"A": "xy"}),
+    ],
+)
+def test_environment_files(text: str, variables: dict[str, str]) -> None:
+    """systemd.exec(5), EnvironmentFile=."""
+    assert environment.parse(text) == variables
+
+
+def test_specifiers_are_replaced_behind_the_split() -> None:
+    """What they stand for is one word, whatever is in it."""
+    found = spec("[Service]\nExecStart=/bin/echo %I %%i\n", r"web@a\x20b.service")
+    assert found.exec_start[0].words == ("/bin/echo", "a b", "%i")
 
 
 def test_names_templates_and_ranges() -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from fleet.unitfile import RESTART
+from fleet.keys import RESTART
 
-from .cluster import Cluster, Reply, alive, port_offset, processes_of, signal_process, wait_until
+from ..answers import Answer
+from ..waiting import wait_until
+from .cluster import Cluster, alive, port_offset, processes_of, signal_process
 
 UNIT = f"{sys.executable} -S -E {Path(__file__).parent / 'data' / 'unit.py'}"
 METADATA = {"m1": {"zone": "a"}, "m2": {"zone": "b"}, "m3": {"zone": "b", "disk": "ssd"}}
@@ -336,7 +338,7 @@ def test_ports(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def _announced(cluster: Cluster, number: int = 1) -> dict[str, str]:
-    reply: Reply = cluster.http(number, "GET", "/v2/keys/services/web?recursive=true&quorum=true")
+    reply: Answer = cluster.http(number, "GET", "/v2/keys/services/web?recursive=true&quorum=true")
     if reply.status == 404:
         return {}
     return {node["key"]: node["value"] for node in reply.json()["node"].get("nodes", [])}

@@ -5,13 +5,19 @@ usage: unit.py WORD...
   mark FILE         add a line with the process id to FILE
   once FILE WORD..  the first time (FILE is not there yet) do what follows, else sleep for ever
   await FILE        wait until FILE is there
+  notify TEXT       say this to NOTIFY_SOCKET (commas separate lines)
+  daemon FILE       go on as a daemon, whose process id goes to FILE
+  eat MB            take so much memory
+  say TEXT | complain TEXT      on standard output, on standard error
   exit N | signal N | sleep | ignore (SIGTERM) | child FILE (a grandchild in a session of its own that
   ignores SIGTERM; its pid goes to FILE) | serve FLAG (HTTP on PORT: 200 while FLAG exists, else 500)
 """
 
 import json
 import os
+import resource
 import signal
+import socket
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -37,11 +43,30 @@ def append(path: str, text: str) -> None:
         file.write(text + "\n")
 
 
+def notify(text: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        out.connect("\0" + address[1:] if address.startswith("@") else address)
+        out.send(text.replace(",", "\n").encode())
+
+
+def daemon(path: str) -> None:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    append(path, str(os.getpid()))
+
+
 def report(path: str) -> None:
     given = {
         "env": dict(os.environ), "cwd": os.getcwd(), "uid": os.getuid(), "gid": os.getgid(),
         "umask": os.umask(0), "nice": os.nice(0), "argv0": open("/proc/self/cmdline").read().split("\0")[0],
-        "session": os.getsid(0) == os.getpid(),
+        "session": os.getsid(0) == os.getpid(), "groups": os.getgroups(),
+        "nofile": resource.getrlimit(resource.RLIMIT_NOFILE), "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "oom": open("/proc/self/oom_score_adj").read().strip(), "cgroups": open("/proc/self/cgroup").read(),
+        "no_new_privileges": "NoNewPrivs:\t1" in open("/proc/self/status").read(),
     }  # fmt: skip
     with open(path + ".new", "w") as file:
         json.dump(given, file)
@@ -81,6 +106,17 @@ while words:
         path = words.pop(0)
         while not os.path.exists(path):
             time.sleep(0.02)
+    elif word == "notify":
+        notify(words.pop(0))
+    elif word == "daemon":
+        daemon(words.pop(0))
+    elif word == "eat":
+        eaten = bytearray(int(words.pop(0)) * 1024 * 1024)
+        eaten[::4096] = bytes(len(eaten[::4096])).replace(b"\0", b"x")
+    elif word == "say":
+        print(words.pop(0), flush=True)
+    elif word == "complain":
+        print(words.pop(0), file=sys.stderr, flush=True)
     elif word == "exit":
         sys.exit(int(words.pop(0)))
     elif word == "signal":
