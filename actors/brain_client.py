@@ -26,6 +26,7 @@ MACHINES = b"/_argosy/machines/"
 ALIVE = b"/_argosy/alive/"
 TOKENS = b"/_argosy/tokens/"
 LOCKS = b"/_argosy/locks/"
+TIMERS = b"/_argosy/timers/"
 
 
 class Mirror:

@@ -24,6 +24,7 @@ from .lock_manager import LockManager
 from .machine import Identity, Machine
 from .raft_peer import PeerSettings, RaftPeer
 from .scheduler import Scheduler
+from .timers import Timers
 
 #: Supervision of a host's own actors: a chaos test may kill one now and then, a bug loops.
 LIMIT = RestartLimit(restarts=10, within=10.0, backoff=0.05)
@@ -39,6 +40,7 @@ class Company:
     control: Ref
     machine: Ref | None = None
     scheduler: Ref | None = None
+    timers: Ref | None = None
     lock_manager: Ref | None = None
 
 
@@ -79,5 +81,6 @@ def boot(
     system, raft = company.system, company.raft
     company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
     company.scheduler = system.spawn(Scheduler, raft, name="scheduler", limit=LIMIT)
+    company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.lock_manager = system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT)
     return company

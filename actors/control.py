@@ -20,7 +20,7 @@ from kernel.ports import Ports
 from transport.codec import wire
 from transport.router import FromClient, Router
 
-from .brain_client import ALIVE, MACHINES, PLACES, STATES, UNITS, BrainActor
+from .brain_client import ALIVE, MACHINES, PLACES, STATES, TIMERS, UNITS, BrainActor
 from .raft_messages import (
     TIMED_OUT,
     BrainError,
@@ -97,7 +97,7 @@ class Control(BrainActor):
 
     def on_start(self) -> None:
         """Mirror what listings show."""
-        for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE):
+        for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS):
             self._pictures[prefix] = self.mirror(
                 prefix, lambda items: self._check_waits(), lambda key, item, prev: self._check_waits()
             )

@@ -288,7 +288,7 @@ class _View:
 
     def wanted(self) -> list[str]:
         """Units that shall be placed, in order; followers after what they follow."""
-        names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive")
+        names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
         return sorted(names, key=lambda u: bool(s.machine_of) if (s := self.specs[u]) else False)
 
     def unplace(self, machine: str, unit: str) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.markup import escape
 
-from fleet import unitfile
+from fleet import syntax, unitfile
 
 from . import show
 from .options import as_json_option, pass_session, watch_option
 from .session import FAILED, USAGE, Session, die, follow, print_json
+
+#: Lines that --all and --since may show of one log.
+LOG_LINES_MAX = 100_000
 
 
 @click.group()
@@ -338,8 +343,8 @@ def unit_status(session: Session, name: str, as_json: bool) -> None:
     else:
         show.table(show.with_age(status["rows"]), show.UNIT_COLUMNS)
         click.echo(f"why: {status['why']['reason']}")
-        for line in status["log"]:
-            click.echo(_log_line(line))
+        for moment, text, _ in status["log"]:
+            click.echo(_log_line({"time": moment, "text": text}))
     if not any(row["active"] == "active" for row in status["rows"]):
         raise SystemExit(FAILED)
 
@@ -360,35 +365,65 @@ def unit_why(session: Session, name: str, as_json: bool) -> None:
 
 
 @unit.command("logs")
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True)
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on as lines come.")
-@click.option("--lines", "-n", default=10, show_default=True)
+@click.option("--lines", "-n", default=10, show_default=True, help="The last so many of each log.")
+@click.option("--since", default="", help="Only younger ones: a span like 10min, or a time like 2026-11-23 08:00.")
 @click.option("--machine", default="", help="Of a unit that runs on several.")
+@click.option("--all", "everything", is_flag=True, help="All that is kept.")
 @as_json_option
 @pass_session
 def unit_logs(
-    session: Session, name: str, following: bool, lines: int, machine: str, as_json: bool
-) -> None:
-    """What a unit printed."""
-    args: dict[str, Any] = {"unit": name, "lines": lines, "machine": machine}
+    session: Session, names: tuple[str, ...], following: bool, lines: int, since: str, machine: str,
+    everything: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """What units printed, merged by time; a template means all its instances.
+
+    With --json one object for each line, with the invocation that wrote it.
+    """
+    if everything or since:
+        lines = LOG_LINES_MAX
+    args: dict[str, Any] = {"units": list(names), "lines": lines, "machine": machine, "since": _moment(since)}
     answer = session.ask("unit.logs", **args)
-    if as_json:
-        print_json([_log_record(line) for line in answer["lines"]])
-        return
+    many = len(answer["streams"]) > 1
+    shown: list[dict[str, Any]] = []
     while True:
-        for line in answer["lines"]:
-            click.echo(_log_line(line))
+        found = [
+            {"time": line[0], "unit": stream["unit"], "machine": stream["machine"], "invocation": line[2], "text": line[1]}
+            for stream in answer["streams"] for line in stream["lines"]
+        ]  # fmt: skip
+        for stream in answer["streams"]:
+            if stream.get("error"):
+                click.echo(f"argosy: {stream['unit']} on {stream['machine']}: {stream['error']}", err=True)
+        found.sort(key=lambda line: line["time"])
+        if as_json and not following:
+            shown += found
+        for line in found if not as_json or following else ():
+            click.echo(json.dumps(line) if as_json else _log_line(line, many))
         if not following:
-            return
+            break
         time.sleep(0.2)
-        answer = session.ask("unit.logs", **args, after=answer["position"])
+        positions = {stream["source"]: stream["position"] or "0:0" for stream in answer["streams"]}
+        answer = session.ask("unit.logs", after=positions)
+    if as_json:
+        print_json(shown)
 
 
-def _log_record(line: str) -> dict[str, Any]:
-    stamp, _, text = line.partition(" ")
-    return {"time": float(stamp), "text": text}
+def _moment(text: str) -> float:
+    """Unix time of ``10min`` (ago) or of a date and time; 0 for nothing."""
+    if not text:
+        return 0.0
+    try:
+        return time.time() - syntax.duration(text.removesuffix("ago"))
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        die(f"--since {text!r}: a time span like 10min, or a time like 2026-11-23 08:00", USAGE)
 
 
-def _log_line(line: str) -> str:
-    record = _log_record(line)
-    return str(time.strftime("%b %d %H:%M:%S ", time.localtime(record["time"])) + record["text"])
+def _log_line(line: dict[str, Any], many: bool = False) -> str:
+    stamp = time.strftime("%b %d %H:%M:%S", time.localtime(line["time"]))
+    return f"{stamp} {line['unit']} {line['text']}" if many else f"{stamp} {line['text']}"
+

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 NAME_CHARS_MAX = 256
 #: Names one range may expand to.
 RANGE_NAMES_MAX = 10_000
-SUFFIXES = (".service",)
+SUFFIXES = (".service", ".timer")
 _LEGAL = re.compile(r"^[A-Za-z0-9:_.\\@-]+$")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]+)\}")
 
@@ -20,7 +20,7 @@ class NameError_(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class UnitName:
-    """A parsed name: ``prefix@instance.service``."""
+    """A parsed name: ``prefix@instance.service``, or ``.timer``."""
 
     full: str
     prefix: str
@@ -47,14 +47,14 @@ def parse(name: str) -> UnitName:
     """Check and split a name; ``.service`` is added when there is no suffix."""
     name = name.rsplit("/", 1)[-1]
     if not name.endswith(SUFFIXES):
-        if name.endswith((".socket", ".timer", ".path", ".device", ".mount", ".target", ".container")):
-            raise NameError_(f"unit {name!r}: units of this kind are not supported; a unit ends in .service")
+        if name.endswith((".socket", ".path", ".device", ".mount", ".target", ".container")):
+            raise NameError_(f"unit {name!r}: units of this kind are not supported; a unit ends in .service or .timer")
         name += ".service"
     if len(name) > NAME_CHARS_MAX:
         raise NameError_(f"unit {name[:40]!r}...: at most {NAME_CHARS_MAX} characters")
     if not _LEGAL.match(name):
         raise NameError_(f"unit {name!r}: letters, digits and : _ . \\ @ - are accepted")
-    suffix = ".service"
+    suffix = name[name.rindex(".") :]
     stem = name[: -len(suffix)]
     prefix, at, instance = stem.partition("@")
     if not prefix or (at and "@" in instance):

@@ -10,12 +10,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from . import names, syntax
+from . import names, syntax, timer
 from .keys import IGNORED, KEYS
 from .spec import HealthCheck, UnitSpec
 from .syntax import Problem, Setting, UnitFileError
-
-SECTIONS = ("Unit", "Service", "Install", "X-Fleet", "X-Argosy")
+from .timer import TimerSpec
 
 
 def content_hash(text: str) -> str:
@@ -37,14 +36,30 @@ class Machine:
 def load(
     unit: str, text: str, machine: Machine | None = None, file: str = ""
 ) -> tuple[UnitSpec, list[str]]:
-    """Check a unit file; returns (spec, warnings).
+    """Check a service's file; returns (spec, warnings).
 
     Raises :class:`UnitFileError` with every problem, or ``names.NameError_``.
     """
     loader = _loaded(unit, text, machine, file)
+    if loader.problems or not isinstance(loader.spec, UnitSpec):
+        raise UnitFileError(loader.problems or [Problem(file or unit, 0, "", "is not a service")])
+    return loader.spec, loader.warnings
+
+
+def load_timer(unit: str, text: str) -> TimerSpec:
+    """Check a timer's file; raises as :func:`load` does."""
+    loader = _loaded(unit, text, None, "")
+    if loader.problems or not isinstance(loader.spec, TimerSpec):
+        raise UnitFileError(loader.problems or [Problem(unit, 0, "", "is not a timer")])
+    return loader.spec
+
+
+def check(unit: str, text: str, file: str = "") -> list[str]:
+    """What is accepted and without effect in a file of any kind; raises as :func:`load` does."""
+    loader = _loaded(unit, text, None, file)
     if loader.problems:
         raise UnitFileError(loader.problems)
-    return loader.spec, loader.warnings
+    return loader.warnings
 
 
 def verify(unit: str, text: str, file: str = "") -> tuple[list[Problem], list[str]]:
@@ -75,7 +90,10 @@ class Loader:
         self.name = name
         self.file = file
         self.machine = machine
-        self.spec = UnitSpec(name)
+        self.is_timer = name.suffix == ".timer"
+        self.spec: Any = TimerSpec(name) if self.is_timer else UnitSpec(name)
+        self._keys = timer.KEYS if self.is_timer else KEYS
+        self._ignored = timer.IGNORED if self.is_timer else IGNORED
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.notes: list[str] = []  # what only somebody who asks wants to know
@@ -86,14 +104,14 @@ class Loader:
     def take(self, setting: Setting) -> None:
         """One assignment."""
         section, key = setting.section, setting.key
-        if section not in SECTIONS:
+        if section not in self._keys:
             if section.startswith("X-"):
                 self.warnings.append(f"{self.file}:{setting.line}: [{section}] is not used here")
                 return
-            hint = syntax.nearest(section, SECTIONS)
+            hint = syntax.nearest(section, tuple(self._keys))
             self._complain(setting, f"no section is called [{section}]{hint}")
             return
-        handler = KEYS[section].get(key)
+        handler = self._keys[section].get(key)
         if handler is None:
             self._unknown(setting)
             return
@@ -113,18 +131,18 @@ class Loader:
 
     def _unknown(self, setting: Setting) -> None:
         section, key = setting.section, setting.key
-        reason = IGNORED.get(section, {}).get(key)
+        reason = self._ignored.get(section, {}).get(key)
         if reason is not None or (key.startswith("X-") and section != "X-Fleet"):
             why = reason or "it is not Argosy's"
             note = f"{self.file}:{setting.line}: {key}: accepted, and without effect: {why}"
             harmless = section == "Install" or key == "Documentation"
             (self.notes if harmless else self.warnings).append(note)
             return
-        for other, keys in KEYS.items():
+        for other, keys in self._keys.items():
             if key in keys and other != section:
                 self._complain(setting, f"belongs to [{other}], not to [{section}]")
                 return
-        known = set(KEYS[section]) | set(IGNORED.get(section, ()))
+        known = set(self._keys[section]) | set(self._ignored.get(section, ()))
         self._complain(setting, f"unknown key in [{section}]{syntax.nearest(key, known)}")
 
     def _complain(self, setting: Setting, text: str) -> None:
@@ -145,6 +163,10 @@ class Loader:
 
     def finish(self) -> None:
         """Rules between keys."""
+        if self.is_timer:
+            for key, text in timer.finish(self.spec) if not self.problems else ():
+                self._at(key, text)
+            return
         spec = self.spec
         if not spec.exec_start and not self.problems:
             if not (spec.remain_after_exit and spec.exec_stop):

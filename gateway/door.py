@@ -25,7 +25,7 @@ from .feed import Feed
 from .http import HttpServer, Request
 from .members import number_of
 from .v2_door import COUNTERS, AdminRequest, KeysRequest
-from .v3_door import V3Request
+from .v3_door import STREAMS, V3Request
 from .v3json import lean
 
 logger = logging.getLogger("argosy.door")
@@ -40,6 +40,7 @@ CORS = {
     "Access-Control-Allow-Methods": "POST, GET, OPTIONS, PUT, DELETE",
     "Access-Control-Allow-Origin": "*",
 }
+_STREAMS = frozenset(version + path for version in ("/v3", "/v3beta") for path in STREAMS)
 _ADMIN = ("/v2/machines", "/v2/members", "/v2/stats", "/v2/auth")
 
 
@@ -68,7 +69,7 @@ class Gateway(Actor):
         self._keys_head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
         self.secure = secure
         self.started_ms = int(time.time() * 1000)
-        self.server = HttpServer(self._dispatch)
+        self.server = HttpServer(self._dispatch, _STREAMS)
         self.feeds: set[Feed] = set()
         self.access = Access(lambda: self.store().live.get(auth.KEY), self._elsewhere, time.time)
         self.requests: dict[str, int] = {}

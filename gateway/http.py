@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import httptools
@@ -27,6 +28,10 @@ PIPELINE_MAX = 64
 #: Bytes that may wait for a slow reader of a stream before it is told to wait, and before it is cut off.
 STREAM_BYTES_FULL = 1024 * 1024
 STREAM_BYTES_MAX = 64 * 1024 * 1024
+#: Bytes of an open body that may wait until whoever answers takes them.
+UNREAD_BYTES_MAX = 1024 * 1024
+#: Seconds in which a client may read the answer to a request that it is still sending.
+LINGER_S_MAX = 2.0
 
 REASONS = {
     200: "OK", 201: "Created", 204: "No Content", 301: "Moved Permanently", 400: "Bad Request", 401: "Unauthorized",
@@ -45,8 +50,8 @@ class Request:
     """One request, and the means to answer it once."""
 
     __slots__ = (
-        "_answered", "_chunked", "_connection", "_headers", "body", "keep_alive", "method",
-        "on_close", "on_drain", "path", "query",
+        "_answered", "_chunked", "_connection", "_headers", "body", "held", "keep_alive", "method",
+        "on_body", "on_close", "on_drain", "open", "path", "query", "unread",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection) -> None:
@@ -61,6 +66,11 @@ class Request:
         self.keep_alive = True
         self.on_close: Callable[[], None] | None = None
         self.on_drain: Callable[[], None] | None = None
+        #: Whether more of the body may come; then ``on_body(data, more)`` gets it, and ``body`` is empty.
+        self.open = False
+        self.on_body: Callable[[bytes, bool], None] | None = None
+        self.unread: bytearray | None = None
+        self.held = False
 
     def header(self, name: str) -> str:
         """A header of the request by its lower-case name; empty when it was not sent."""
@@ -71,7 +81,7 @@ class Request:
         if self._answered:
             return
         self._answered = True
-        close = b"" if self.keep_alive else b"Connection: close\r\n"
+        close = b"" if self.keep_alive and not self.open else b"Connection: close\r\n"
         data = b"%b%b%bContent-Length: %d\r\n\r\n" % (_STATUS_LINES[status], head, close, len(body))
         self._connection.finish(self, data if self.method == "HEAD" else data + body)
 
@@ -89,7 +99,7 @@ class Request:
         if content_type:
             head.append(f"Content-Type: {content_type}")
         head.append(f"Content-Length: {len(body)}")
-        if not self.keep_alive:
+        if not self.keep_alive or self.open:
             head.append("Connection: close")
         data = ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
         if self.method != "HEAD":
@@ -112,6 +122,22 @@ class Request:
         if self._answered:
             return False
         return self._connection.write(self, b"%x\r\n%b\r\n" % (len(data), data))
+
+    def hold(self, waits: bool) -> None:
+        """Take no more of an open body for now, or go on with what came meanwhile."""
+        waits = waits and not self._answered
+        if self.unread is not None and waits != self.held:
+            self._connection.hold(self, waits)
+
+    @property
+    def local(self) -> bool:
+        """Whether the client is on this host."""
+        return self._connection.local
+
+    @property
+    def begun(self) -> bool:
+        """Whether a stream has been started."""
+        return self._chunked
 
     @property
     def full(self) -> bool:
@@ -184,8 +210,15 @@ class _Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str) -> None:
         self._refused = True
+        self._waiting.clear()
+        active, self._active = self._active, None
+        if active is not None and active.on_close is not None:
+            active.on_close()
+        if active is not None and active.begun:  # an answer in the midst of another one says nothing
+            self._transport.close()
+            return
         request = Request(self)
-        request.keep_alive = False
+        request.open = True  # whatever else it wanted
         self._active = request
         request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8")
 
@@ -212,11 +245,28 @@ class _Connection(asyncio.Protocol):
             raise _TooLarge(431, f"head_bytes_max: {HEAD_BYTES_MAX} bytes of URL and headers")
 
     def on_headers_complete(self) -> None:
-        assert self._request is not None
-        if self._request.header("expect").lower() == "100-continue":
+        request = self._request
+        assert request is not None
+        request.path, _, request.query = self._url.decode("latin-1").partition("?")
+        request.method = self._parser.get_method().decode()
+        request.keep_alive = self._parser.should_keep_alive()
+        if request.header("expect").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.path in self._server.streams and request.method == "POST" and request.header("transfer-encoding"):
+            request.open = True
+            request.unread = bytearray()
+            self._queue(request)
 
     def on_body(self, body: bytes) -> None:
+        request = self._request
+        if request is not None and request.unread is not None:
+            if request.done:
+                return
+            request.unread += body
+            if len(request.unread) > UNREAD_BYTES_MAX:
+                raise _TooLarge(413, f"unread_bytes_max: {UNREAD_BYTES_MAX} bytes of a body wait to be taken")
+            self._hand(request)
+            return
         self._body_bytes += len(body)
         if self._body_bytes > BODY_BYTES_MAX:
             raise _TooLarge(413, f"body_bytes_max: {BODY_BYTES_MAX} bytes in a request")
@@ -225,20 +275,62 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         request = self._request
         assert request is not None
-        url = self._url.decode("latin-1")
-        request.path, _, request.query = url.partition("?")
-        request.method = self._parser.get_method().decode()
-        request.keep_alive = self._parser.should_keep_alive()
-        request.body = b"".join(self._body)
+        if request.unread is None:
+            request.body = b"".join(self._body)
+            self._queue(request)
+            return
+        request.open = False
+        if request in self._waiting:  # it came whole before its turn
+            request.body, request.unread = bytes(request.unread), None
+        else:
+            self._hand(request)
+
+    def _queue(self, request: Request) -> None:
+        if self._refused:
+            return
         if self._active is None:
-            self._active = request
-            self._server.take(request)
+            self._take(request)
         elif len(self._waiting) >= PIPELINE_MAX:
             raise _TooLarge(400, f"pipeline_max: {PIPELINE_MAX} requests wait on this connection")
         else:
             self._waiting.append(request)
 
+    def _take(self, request: Request) -> None:
+        self._active = request
+        self._server.take(request)
+        self._hand(request)
+
+    def _hand(self, request: Request) -> None:
+        """What came of an open body goes to whoever answers, and so does its end."""
+        if request is not self._active or request.held or request.on_body is None or request.unread is None:
+            return
+        data, more = bytes(request.unread), request.open
+        if data or not more:
+            request.unread.clear()
+            self._server.hand(request, data, more)
+
     # requests
+    @property
+    def local(self) -> bool:
+        """Whether the other end is on this host, by its address."""
+        try:
+            address = ip_address(self._transport.get_extra_info("peername")[0])
+        except (TypeError, ValueError):
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return bool((mapped or address).is_loopback)
+
+    def hold(self, request: Request, waits: bool) -> None:
+        """Stop reading while an open body waits to be taken."""
+        request.held = waits
+        if self._transport.is_closing():
+            return
+        if waits:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+            self._hand(request)
+
     def write(self, request: Request, data: bytes) -> bool:
         if request is not self._active or self._transport is None or self._transport.is_closing():
             return False
@@ -254,11 +346,20 @@ class _Connection(asyncio.Protocol):
             return
         self._transport.write(data)
         self._active = None
-        if not request.keep_alive:
+        request.hold(False)
+        if request.open:
+            self._linger()
+        elif not request.keep_alive:
             self._transport.close()
         elif self._waiting:
-            self._active = self._waiting.popleft()
-            self._server.take(self._active)
+            self._take(self._waiting.popleft())
+
+    def _linger(self) -> None:
+        """Pass over what still comes of a request that is answered: hanging up could destroy the answer on its way."""
+        self._refused = True
+        self._waiting.clear()
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S_MAX, self._transport.close)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -272,10 +373,14 @@ class _TooLarge(Exception):
 
 
 class HttpServer:
-    """Hands requests to ``dispatch``; owns the listening sockets and connections."""
+    """Hands requests to ``dispatch``; owns the listening sockets and connections.
 
-    def __init__(self, dispatch: Callable[[Request], None]) -> None:
+    Requests to ``streams`` whose body comes in chunks are handed over before their body is whole.
+    """
+
+    def __init__(self, dispatch: Callable[[Request], None], streams: frozenset[str] = frozenset()) -> None:
         self.dispatch = dispatch
+        self.streams = streams
         self.connections: set[_Connection] = set()
         self.cut_off = 0
         self._servers: list[asyncio.AbstractServer] = []
@@ -285,8 +390,23 @@ class HttpServer:
         try:
             self.dispatch(request)
         except Exception:
-            logger.exception("%s %s could not be answered", request.method, request.path[:200])
-            request.answer(500, b"the request could not be answered; the host's log says why\n", "text/plain; charset=utf-8")
+            self._failed(request)
+
+    def hand(self, request: Request, data: bytes, more: bool) -> None:
+        """The same with a piece of an open body."""
+        assert request.on_body is not None
+        try:
+            request.on_body(data, more)
+        except Exception:
+            self._failed(request)
+
+    @staticmethod
+    def _failed(request: Request) -> None:
+        logger.exception("%s %s could not be answered", request.method, request.path[:200])
+        if request.begun:
+            request.end()
+            return
+        request.answer(500, b"the request could not be answered; the host's log says why\n", "text/plain; charset=utf-8")
 
     async def listen(self, host: str, port: int) -> None:
         """Open one address; raises ``OSError`` if it is taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -68,16 +69,26 @@ def find(members: list[Member], hexadecimal: str) -> Member:
 
 def address_of(urls: list[str]) -> str:
     """The transport address in peer URLs; raises :class:`MemberError`."""
-    if len(urls) != 1:
+    if not urls:
+        raise _bad_url("no valid URLs given")
+    if len(urls) > 1:
         raise MemberError(400, 3, "a member has exactly one peer URL here")
     try:
         parts = urlsplit(urls[0])
         port = parts.port
-    except ValueError:
-        raise MemberError(400, 3, f"URL address does not have the form \"host:port\": {urls[0]}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-        raise MemberError(400, 3, f"URL scheme must be http, https, and it needs a port: {urls[0]}")
+    except ValueError as error:
+        raise _bad_url(f"parse {json.dumps(urls[0])}: {error}") from None
+    if parts.scheme not in ("http", "https"):
+        raise _bad_url(f"URL scheme must be http or https: {urls[0]}")
+    if not parts.hostname or port is None:
+        raise _bad_url(f"URL address does not have the form \"host:port\": {urls[0]}")
+    if parts.path:
+        raise _bad_url(f"URL must not contain a path: {urls[0]}")
     return f"{parts.hostname}:{port}"
+
+
+def _bad_url(v2_text: str) -> MemberError:
+    return MemberError(400, 3, "etcdserver: given member URLs are invalid", v2_text)
 
 
 def _refuse_taken(members: list[Member], address: str, but: str = "") -> None:

@@ -343,7 +343,7 @@ class AdminRequest:
 
     def members_post(self, rest: list[str]) -> None:
         """Add one."""
-        urls = self._json("members").get("peerURLs")
+        urls = self._json("members").get("peerURLs") or []
         if rest or type(urls) is not list or not all(type(url) is str for url in urls):
             raise MemberError(400, 3, "a member to add is {\"peerURLs\": [URL]}")
 
@@ -359,7 +359,7 @@ class AdminRequest:
         if len(rest) != 1:
             self._not_on_all()
             return
-        urls = self._json("members").get("peerURLs")
+        urls = self._json("members").get("peerURLs") or []
         if type(urls) is not list or not all(type(url) is str for url in urls):
             raise MemberError(400, 3, "a change of a member is {\"peerURLs\": [URL]}")
         self._change(rest, lambda found, member: members.update(found, member, urls))

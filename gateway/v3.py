@@ -47,12 +47,20 @@ _AUTH_CODES = {
 }  # fmt: skip
 
 
+_CODE_NAMES = {3: "InvalidArgument", 7: "PermissionDenied", 16: "Unauthenticated"}
+
+
 class V3Error(Exception):
     """A refusal: gRPC code and etcd's sentence."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+    @property
+    def reason(self) -> str:
+        """As etcd tells a watch why it was not created."""
+        return f"rpc error: code = {_CODE_NAMES.get(self.code, 'Unknown')} desc = {self}"
 
 
 def auth_error(sentence: str) -> V3Error:
@@ -91,10 +99,12 @@ def need_key(key: bytes) -> bytes:
 
 def options_of(m: dict[str, Any]) -> Options:
     """What a range request asks for."""
-    target = TARGET.names[m["sort_target"]].lower()
-    order = ("", "ascend", "descend")[m["sort_order"]]
-    if target != "key" and not order:
-        order = "ascend"
+    target = TARGET.name(m["sort_target"]).lower()
+    if not target:
+        raise V3Error(3, "etcdserver: invalid sort option")
+    order = {0: "" if target == "key" else "ascend", 1: "ascend", 2: "descend"}.get(m["sort_order"], "")
+    if not order:  # an order that nobody knows is that of the keys
+        target = "key"
     return Options(
         max(0, m["revision"]), max(0, m["limit"]), order, target, m["count_only"],
         max(0, m["min_mod_revision"]), max(0, m["max_mod_revision"]), max(0, m["min_create_revision"]),
@@ -129,13 +139,26 @@ def txn_of(m: dict[str, Any]) -> list[Any]:
 
 
 def _compare_of(m: dict[str, Any]) -> list[Any]:
-    target = COMPARED.names[m["target"]].lower()
+    target, result = COMPARED.name(m["target"]).lower(), RESULT.name(m["result"])
+    if not target or not result:
+        return _compare_unknown(m, target, result)
     operand = {
         "version": m["version"], "create": m["create_revision"], "mod": m["mod_revision"],
         "value": m["value"], "lease": m["lease"],
     }[target]  # fmt: skip
-    operator = {"EQUAL": "=", "GREATER": ">", "LESS": "<", "NOT_EQUAL": "!="}[RESULT.names[m["result"]]]
+    operator = {"EQUAL": "=", "GREATER": ">", "LESS": "<", "NOT_EQUAL": "!="}[result]
     return [need_key(m["key"]), target, operator, operand, end_of(m["range_end"])]
+
+
+def _compare_unknown(m: dict[str, Any], target: str, result: str) -> list[Any]:
+    """A comparison with a number that has no name, as etcd has it.
+
+    An unknown target is equal, an unknown result holds; but no value can be compared where
+    there is no key.  In the store's words: a version beside -1 or 0.
+    """
+    holds = result in ("", "EQUAL")
+    least = 0 if target == "value" else -1
+    return [need_key(m["key"]), "version", ">" if holds else "<", least if holds else 0, end_of(m["range_end"])]
 
 
 def _op_of(m: dict[str, Any]) -> list[Any]:

@@ -6,164 +6,66 @@ command or a read of the brain; what it means is in ``gateway/v3.py``.
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable
 from typing import Any
 
-from actors.raft_messages import (
-    ChangeConfig,
-    KeepAlive,
-    Propose,
-    Query,
-    Save,
-    Status,
-    TimeToLive,
-    TransferLeadership,
-)
+from actors.raft_messages import TimeToLive
 from brain import auth, kv
 from brain.store import OWN_PREFIX, Store, prefix_end
 
-from . import members, v3
-from .http import Request
+from . import v3, v3_auth, v3_cluster
 from .members import MemberError
-from .v3 import V3Error, auth_error, error_of
+from .v3 import V3Error, auth_error
+from .v3_call import Call
 from .v3_services import Campaign, Observe, leader_of
+from .v3_stream import KeepAlives, Messages, OpenMessages
 from .v3_watch import WatchStream
-from .v3json import BadMessage, b64, body, documents, lean, line, read
-
-logger = logging.getLogger("argosy.door")
-
-#: Seconds a request may take before it is answered with an error.
-REQUEST_S_MAX = 5.0
-#: Bytes of one piece of a snapshot stream.
-SNAPSHOT_PIECE_BYTES = 64 * 1024
-
-Then = Callable[[Any], None]
+from .v3json import BadMessage, b64, documents, lean, read
 
 
-class V3Request:
+class V3Request(Call):
     """One request to ``/v3``."""
-
-    def __init__(self, door: Any, request: Request) -> None:
-        self.door = door
-        self.request = request
-        self.user: str | None = None
-        self._streaming = False
 
     def run(self, path: str) -> None:
         """``path`` is what follows ``/v3``."""
         known = PATHS.get(path)
         if known is None:
-            self._plain(404, "Not Found")
+            self.plain(404, "Not Found")
         elif self.request.method == "OPTIONS":
             self.request.answer(200, b"", "", self.door.cors)
         elif self.request.method != "POST":
-            self._plain(405, "Method Not Allowed")
+            self.plain(405, "Method Not Allowed")
         else:
-            schema, method, admin = known
             try:
-                if len(self.request.body) > v3.REQUEST_BYTES_MAX:
-                    raise V3Error(*v3.ERRORS["too_large"])
-                found = documents(self.request.body, path in STREAMS) or [{}]
-                messages = [read(schema, document) for document in found]
-                self._identify(path)
-                if admin and not self.door.access.is_root(self.user):
-                    raise auth_error("permission denied")
-                if schema in ("watch", "lease") and path in STREAMS:
-                    method(self, messages)
-                else:
-                    method(self, messages[0])
+                self._run(path, *known)
             except BadMessage as error:
-                self.refuse(V3Error(3, str(error)))
+                self.refuse(V3Error(2 if path in STREAMS else 3, str(error)))
             except MemberError as error:
                 self.refuse(V3Error(error.code, str(error)))
             except V3Error as error:
                 self.refuse(error)
 
-    def _plain(self, status: int, text: str) -> None:
-        headers = {**self.door.cors, "X-Content-Type-Options": "nosniff"}
-        self.request.answer(status, text.encode() + b"\n", "text/plain; charset=utf-8", headers)
-
-    def _identify(self, path: str) -> None:
-        book = self.door.access.book()
-        if not book.enabled or path in ("/auth/authenticate", "/auth/status"):
+    def _run(self, path: str, schema: str, method: Callable[..., None], admin: bool) -> None:
+        """``method`` gets the message, or all of them."""
+        if self.request.open:
+            self._admit(path, admin)
+            method(self, OpenMessages(self, schema))
             return
-        token = self.request.header("authorization")
-        if token:
-            self.user = self.door.access.user_of(token)
-            if self.user is None:
-                raise auth_error("invalid auth token")
-        elif auth.GUEST not in book.roles:
-            raise auth_error("user name is empty")
+        if len(self.request.body) > v3.REQUEST_BYTES_MAX:
+            raise V3Error(*v3.ERRORS["too_large"])
+        messages = [read(schema, document) for document in documents(self.request.body, path in STREAMS)]
+        self._admit(path, admin)
+        if path in STREAMS:
+            method(self, Messages(messages))
+        else:
+            method(self, messages[0] if messages else read(schema, {}))
 
-    def need(self, what: str, key: bytes, end: bytes | None = None) -> None:
-        """Raise unless this user may read (r) or write (w) the range."""
-        if not self.door.access.allows(self.user, what, key, end):
+    def _admit(self, path: str, admin: bool) -> None:
+        if path not in NAMELESS:
+            self.identify()
+        if admin and not self.door.access.is_root(self.user):
             raise auth_error("permission denied")
-
-    # -- answering ---------------------------------------------------------------------------
-
-    def header(self, revision: int | None = None) -> dict[str, Any]:
-        """The header of every answer."""
-        return self.door.v3_header(revision)  # type: ignore[no-any-return]
-
-    def reply(self, revision: int | None = None, **fields: Any) -> None:
-        """One answer."""
-        self.request.answer(200, body({"header": self.header(revision), **fields}), headers=self.door.v3_headers)
-
-    def bare(self, **fields: Any) -> None:
-        """One answer that etcd gives without a header."""
-        self.request.answer(200, body(fields), headers=self.door.v3_headers)
-
-    def refuse(self, error: V3Error) -> None:
-        """An error, in a stream as its last message."""
-        text = str(error)
-        if self._streaming:
-            status = v3.STATUS.get(error.code, 500)
-            self.request.chunk(body({"error": {"grpc_code": error.code, "http_code": status, "message": text}}) + b"\n")
-            self.request.end()
-            return
-        answer = {"error": text, "message": text, "code": error.code}
-        self.request.answer(v3.STATUS.get(error.code, 500), body(answer), headers=self.door.cors)
-
-    def begin(self) -> None:
-        """Start a stream."""
-        self._streaming = True
-        self.request.begin(self.door.v3_headers)
-
-    def send(self, **fields: Any) -> bool:
-        """One message of a stream, in a chunk of its own."""
-        return self.request.chunk(line(fields))
-
-    def ask(self, message: Any, then: Then) -> None:
-        """Ask the brain; a refusal is the answer."""
-
-        def done(value: Any, error: BaseException | None) -> None:
-            if error is not None:
-                if not hasattr(error, "code"):
-                    logger.error("request for %s failed", self.request.path, exc_info=error)
-                self.refuse(error_of(error))
-                return
-            try:
-                then(value)
-            except MemberError as refusal:
-                self.refuse(V3Error(refusal.code, str(refusal)))
-            except V3Error as refusal:
-                self.refuse(refusal)
-            except Exception:
-                logger.exception("request for %s failed", self.request.path)
-                self.refuse(V3Error(13, "etcdserver: the request could not be answered"))
-
-        self.door.ask(message, done)
-
-    def propose(self, command: list[Any], then: Then, grows: bool = False) -> None:
-        """Commit a command."""
-        self.ask(Propose(command, REQUEST_S_MAX, bounded=grows), then)
-
-    def query(self, function: Callable[[Store], Any], then: Then, serializable: bool = False) -> None:
-        """Read the store; linearizable unless told otherwise."""
-        self.ask(Query(function, not serializable, REQUEST_S_MAX), then)
 
     # -- keys ----------------------------------------------------------------------------------
 
@@ -222,8 +124,17 @@ class V3Request:
             self.propose([*command, True], done, grows=_puts(success) or _puts(failure))
 
     def compaction(self, m: dict[str, Any]) -> None:
-        """``/kv/compaction``."""
-        self.propose(["compact", m["revision"]], lambda _: self.reply())
+        """``/kv/compaction``; to revision 0 it does nothing, and may, where nothing was compacted yet."""
+
+        def looked(compacted: int) -> None:
+            if compacted:
+                raise V3Error(*v3.ERRORS["compacted"])
+            self.reply()
+
+        if m["revision"]:
+            self.propose(["compact", m["revision"]], lambda _: self.reply())
+        else:
+            self.query(lambda store: max(store.compacted, store.compact_revision), looked)
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -233,7 +144,7 @@ class V3Request:
         if ttl > v3.LEASE_TTL_S_MAX:
             raise V3Error(*v3.ERRORS["lease_ttl"])
         if lease < 0:
-            raise V3Error(3, "etcdserver: a lease's ID is a positive number")
+            raise V3Error(3, "etcdserver: the ID of a lease is not negative here")
 
         def done(_: Any) -> None:
             self.reply(**lean(ID=lease, TTL=ttl))
@@ -258,23 +169,13 @@ class V3Request:
 
         self.query(lambda store: _lease_keys(store, lease), looked)
 
-    def lease_keepalive(self, messages: list[dict[str, Any]]) -> None:
+    def lease_keepalive(self, messages: Messages) -> None:
         """``/lease/keepalive``: an answer for every message."""
-        own = self.door.store().is_own_lease
-        leases = [m["ID"] if m["ID"] > 0 and not own(m["ID"]) else 0 for m in messages]
-
-        def done(answer: Any) -> None:
-            self.begin()
-            for m, lease in zip(messages, leases, strict=True):
-                ttl = answer.get(str(lease), 0) // 1000
-                self.send(header=self.header(), **lean(ID=m["ID"], TTL=ttl))
-            self.request.end()
-
-        self.ask(KeepAlive(leases), done)
+        KeepAlives(self, messages).start()
 
     def lease_time_to_live(self, m: dict[str, Any]) -> None:
         """``/lease/timetolive``."""
-        lease = max(0, m["ID"])
+        lease = m["ID"]
         keys: list[bytes] = []
 
         def done(answer: Any) -> None:
@@ -292,7 +193,10 @@ class V3Request:
                 return
             for key in keys if m["keys"] else []:
                 self.need(auth.READ, key)
-            self.ask(TimeToLive(lease), done)
+            if lease > 0:
+                self.ask(TimeToLive(lease), done)
+            else:
+                done([-1, 0])
 
         self.query(lambda store: _lease_keys(store, lease), looked)
 
@@ -306,14 +210,9 @@ class V3Request:
 
     # -- watching ------------------------------------------------------------------------------
 
-    def watch(self, messages: list[dict[str, Any]]) -> None:
+    def watch(self, messages: Messages) -> None:
         """``/watch``: several watches on one stream."""
-        for m in messages:
-            if m["create_request"] is not None:
-                asked = m["create_request"]
-                self.need(auth.READ, asked["key"], v3.end_of(asked["range_end"]))
-        self.begin()
-        WatchStream(self).take(messages)
+        WatchStream(self, messages).start()
 
     # -- locks and elections -------------------------------------------------------------------
 
@@ -379,268 +278,10 @@ class V3Request:
         held = [[key, "create", "=", leader["rev"]]]
         self.propose(["txn", held, [["delete", key]], [], True], lambda result: self.reply(result["revision"]))
 
-    # -- members -------------------------------------------------------------------------------
-
-    def _with_members(self, then: Callable[[list[members.Member]], None]) -> None:
-        self.ask(Status(), lambda status: then(members.members_of(status, self.door.secure)))
-
-    def member_list(self, _: dict[str, Any]) -> None:
-        """``/cluster/member/list``."""
-        self._with_members(self._reply_members)
-
-    def _reply_members(self, found: list[members.Member], **fields: Any) -> None:
-        header = {k: v for k, v in self.header().items() if k != "revision"}
-        self.bare(header=header, **fields, members=[_member(m) for m in found])
-
-    def member_add(self, m: dict[str, Any]) -> None:
-        """``/cluster/member/add``: the new one votes once it runs and has caught up."""
-
-        def add(found: list[members.Member]) -> None:
-            change = members.addition(found, m["peerURLs"], self.door.secure)
-            new = members.Member(change.member, "", m["peerURLs"], [], True)
-            self.ask(change, lambda _: self._reply_members([*found, new], member=_member(new)))
-
-        self._with_members(add)
-
-    def _change_member(
-        self, m: dict[str, Any], change: Callable[[list[members.Member], members.Member], Any]
-    ) -> None:
-        def go(found: list[members.Member]) -> None:
-            try:
-                member = members.find(found, f"{m['ID']:016x}")
-            except MemberError:
-                raise V3Error(*v3.ERRORS["missing"]) from None
-            self.ask(change(found, member), lambda _: self._with_members(self._reply_members))
-
-        self._with_members(go)
-
-    def member_remove(self, m: dict[str, Any]) -> None:
-        """``/cluster/member/remove``."""
-        self._change_member(m, members.removal)
-
-    def member_update(self, m: dict[str, Any]) -> None:
-        """``/cluster/member/update``."""
-        self._change_member(m, lambda found, member: members.update(found, member, m["peerURLs"]))
-
-    def member_promote(self, m: dict[str, Any]) -> None:
-        """``/cluster/member/promote``."""
-
-        def change(_: list[members.Member], member: members.Member) -> Any:
-            if not member.learner:
-                raise V3Error(9, "etcdserver: can only promote a learner member")
-            return ChangeConfig("promote", member.id)
-
-        self._change_member(m, change)
-
-    # -- maintenance ---------------------------------------------------------------------------
-
-    def status(self, _: dict[str, Any]) -> None:
-        """``/maintenance/status``."""
-
-        def done(s: Any) -> None:
-            errors = _alarms(s)
-            self.reply(s["revision"], **lean(
-                version=self.door.etcd_version, dbSize=s["bytes"], leader=members.number_of(s["leader"]),
-                raftIndex=s["commit_index"], raftTerm=s["term"], raftAppliedIndex=s["applied_index"],
-                errors=errors, dbSizeInUse=s["bytes_live"], isLearner=s["id"] in s["learners"],
-            ))  # fmt: skip
-
-        self.ask(Status(), done)
-
-    def alarm(self, m: dict[str, Any]) -> None:
-        """``/maintenance/alarm``: they come and go by themselves, so only asking has an effect."""
-
-        def done(s: Any) -> None:
-            mine = lean(memberID=members.number_of(s["id"]))
-            alarms = [{**mine, "alarm": name} for name in _alarms(s)]
-            self.bare(**lean(alarms=alarms if m["action"] == 0 else []))
-
-        self.ask(Status(), done)
-
-    def defragment(self, _: dict[str, Any]) -> None:
-        """``/maintenance/defragment``: nothing fragments, so it is done."""
-        self.bare()
-
-    def hash(self, _: dict[str, Any]) -> None:
-        """``/maintenance/hash``: the rolling hash of everything that was ever written."""
-        self.query(
-            lambda store: (store.revision, store.hash),
-            lambda found: self.reply(found[0], hash=found[1]),
-            serializable=True,
-        )
-
-    def hash_kv(self, m: dict[str, Any]) -> None:
-        """``/maintenance/hashkv``: the rolling hash at a revision that is still known."""
-
-        def look(store: Store) -> Any:
-            store._check_revision(max(0, m["revision"]))  # noqa: SLF001 - the same check as a read's
-            if store.is_now(m["revision"]):
-                return store.revision, store.hash, store.compact_revision
-            digest = next((e.digest for e in store.events_since(m["revision"])), 0)
-            return store.revision, digest, store.compact_revision
-
-        def done(found: Any) -> None:
-            self.reply(found[0], hash=found[1], **lean(compact_revision=found[2]))
-
-        self.query(look, done, serializable=True)
-
-    def transfer_leadership(self, m: dict[str, Any]) -> None:
-        """``/maintenance/transfer-leadership``: the leader alone takes it."""
-
-        def done(s: Any) -> None:
-            if s["leader"] != s["id"]:
-                raise V3Error(*v3.ERRORS["not_leader"])
-            target = [v for v in s["voters"] if members.number_of(v) == m["targetID"]]
-            if not target:
-                raise V3Error(9, "etcdserver: bad leader transferee")
-            self.door.tell(TransferLeadership(target[0]))
-            self.reply()
-
-        self.ask(Status(), done)
-
-    def snapshot(self, _: dict[str, Any]) -> None:
-        """``/maintenance/snapshot``: the whole state in pieces, as ``cluster snapshot save`` keeps it."""
-
-        def done(chunks: list[bytes]) -> None:
-            self.begin()
-            left = sum(map(len, chunks))
-            for chunk in chunks:
-                left -= len(chunk)
-                self.send(header=self.header(), blob=b64(chunk), **lean(remaining_bytes=left))
-            self.request.end()
-
-        self.ask(Save(), done)
-
-    # -- users and roles -----------------------------------------------------------------------
-
-    def _auth(self, verb: str, arguments: dict[str, Any], then: Then | None = None) -> None:
-        self.propose(["auth", verb, arguments], then or (lambda _: self.reply()))
-
-    def auth_enable(self, _: dict[str, Any]) -> None:
-        """``/auth/enable``."""
-        self._auth("enable", {"secret": secrets.token_hex(32), "guest": False})
-
-    def auth_disable(self, _: dict[str, Any]) -> None:
-        """``/auth/disable``."""
-        self._auth("disable", {})
-
-    def auth_status(self, _: dict[str, Any]) -> None:
-        """``/auth/status``."""
-        book = self.door.access.book()
-        self.reply(**lean(enabled=book.enabled, authRevision=book.revision))
-
-    def authenticate(self, m: dict[str, Any]) -> None:
-        """``/auth/authenticate``: a token for name and password."""
-        if not self.door.access.book().enabled:
-            raise auth_error("authentication is not enabled")
-
-        def verified(right: bool) -> None:
-            if right:
-                self.reply(token=self.door.access.token(m["name"]))
-            else:
-                self.refuse(auth_error("authentication failed, invalid user ID or password"))
-
-        self.door.access.verify(m["name"], m["password"], verified)
-
-    def _hashed(self, m: dict[str, Any], then: Callable[[str], None]) -> None:
-        if m["options"] is not None and m["options"]["no_password"]:
-            then("none")
-            return
-
-        def hashed(digest: Any) -> None:
-            if digest is None:
-                self.refuse(V3Error(13, "etcdserver: the password could not be hashed"))
-            else:
-                then(digest)
-
-        self.door.access.run(lambda: self.door.hash_password(m["password"]), hashed)
-
-    def user_add(self, m: dict[str, Any]) -> None:
-        """``/auth/user/add``."""
-        if not m["name"]:
-            raise auth_error("user name is empty")
-        self._hashed(m, lambda digest: self._auth("user_add", {"name": m["name"], "hash": digest}))
-
-    def user_password(self, m: dict[str, Any]) -> None:
-        """``/auth/user/changepw``."""
-        self._hashed(m, lambda digest: self._auth("user_password", {"name": m["name"], "hash": digest}))
-
-    def user_delete(self, m: dict[str, Any]) -> None:
-        """``/auth/user/delete``."""
-        self._auth("user_delete", {"name": m["name"]})
-
-    def user_get(self, m: dict[str, Any]) -> None:
-        """``/auth/user/get``."""
-        user = self.door.access.book().users.get(m["name"])
-        if user is None:
-            raise auth_error("user name not found")
-        if self.user != m["name"] and not self.door.access.is_root(self.user):
-            raise auth_error("permission denied")
-        self.reply(**lean(roles=list(user["roles"])))
-
-    def user_list(self, _: dict[str, Any]) -> None:
-        """``/auth/user/list``."""
-        self.reply(**lean(users=sorted(self.door.access.book().users)))
-
-    def user_grant(self, m: dict[str, Any]) -> None:
-        """``/auth/user/grant``."""
-        self._auth("user_grant", {"name": m["user"], "role": m["role"]})
-
-    def user_revoke(self, m: dict[str, Any]) -> None:
-        """``/auth/user/revoke``."""
-        self._auth("user_revoke", {"name": m["name"], "role": m["role"]})
-
-    def role_add(self, m: dict[str, Any]) -> None:
-        """``/auth/role/add``."""
-        self._auth("role_add", {"name": m["name"]})
-
-    def role_delete(self, m: dict[str, Any]) -> None:
-        """``/auth/role/delete``."""
-        self._auth("role_delete", {"name": m["role"]})
-
-    def role_get(self, m: dict[str, Any]) -> None:
-        """``/auth/role/get``."""
-        if not self.door.access.is_root(self.user) and m["role"] not in self.door.access.roles(self.user):
-            raise auth_error("permission denied")
-        grants = self.door.access.book().roles.get(m["role"])
-        if grants is None:
-            raise auth_error("role name not found")
-        self.reply(**lean(perm=[v3.grant_answer(grant) for grant in grants]))
-
-    def role_list(self, _: dict[str, Any]) -> None:
-        """``/auth/role/list``."""
-        self.reply(**lean(roles=sorted(self.door.access.book().roles)))
-
-    def role_grant(self, m: dict[str, Any]) -> None:
-        """``/auth/role/grant``."""
-        perm = m["perm"]
-        if perm is None:
-            raise auth_error("permission is not given")
-        right = ("r", "w", "rw")[perm["permType"]]
-        where = {"key": perm["key"], "end": v3.end_of(perm["range_end"])}
-        self._auth("role_grant", {"name": m["name"], "right": right, **where})
-
-    def role_revoke(self, m: dict[str, Any]) -> None:
-        """``/auth/role/revoke``."""
-        where = {"key": m["key"], "end": v3.end_of(m["range_end"])}
-        self._auth("role_revoke", {"name": m["role"], **where})
-
-
-def _member(member: members.Member) -> dict[str, Any]:
-    return lean(
-        ID=member.number, name=member.name, peerURLs=member.peer_urls, clientURLs=member.client_urls,
-        isLearner=member.learner,
-    )  # fmt: skip
-
 
 def _lease_keys(store: Store, lease: int) -> list[bytes]:
     held = store.leases.get(lease)
     return sorted(held.keys) if held is not None else []
-
-
-def _alarms(status: dict[str, Any]) -> list[str]:
-    full = status["disk_full"] or status["bytes"] > status["quota_bytes"]
-    return (["NOSPACE"] if full else []) + (["CORRUPT"] if status["quarantine"] else [])
 
 
 def _puts(steps: list[Any]) -> bool:
@@ -670,35 +311,37 @@ PATHS: dict[str, tuple[str, Any, bool]] = {
     "/election/leader": ("leader", V3Request.leader, False),
     "/election/observe": ("leader", V3Request.observe, False),
     "/election/resign": ("proclaim", V3Request.resign, False),
-    "/cluster/member/list": ("none", V3Request.member_list, False),
-    "/cluster/member/add": ("member_add", V3Request.member_add, True),
-    "/cluster/member/remove": ("member", V3Request.member_remove, True),
-    "/cluster/member/update": ("member", V3Request.member_update, True),
-    "/cluster/member/promote": ("member", V3Request.member_promote, True),
-    "/maintenance/status": ("none", V3Request.status, False),
-    "/maintenance/alarm": ("alarm", V3Request.alarm, True),
-    "/maintenance/defragment": ("none", V3Request.defragment, True),
-    "/maintenance/hash": ("none", V3Request.hash, True),
-    "/maintenance/hashkv": ("hashkv", V3Request.hash_kv, True),
-    "/maintenance/snapshot": ("none", V3Request.snapshot, True),
-    "/maintenance/transfer-leadership": ("move", V3Request.transfer_leadership, True),
-    "/auth/enable": ("none", V3Request.auth_enable, True),
-    "/auth/disable": ("none", V3Request.auth_disable, True),
-    "/auth/status": ("none", V3Request.auth_status, False),
-    "/auth/authenticate": ("authenticate", V3Request.authenticate, False),
-    "/auth/user/add": ("user", V3Request.user_add, True),
-    "/auth/user/get": ("user", V3Request.user_get, False),
-    "/auth/user/list": ("none", V3Request.user_list, True),
-    "/auth/user/delete": ("user", V3Request.user_delete, True),
-    "/auth/user/changepw": ("user", V3Request.user_password, True),
-    "/auth/user/grant": ("user_role", V3Request.user_grant, True),
-    "/auth/user/revoke": ("user_role", V3Request.user_revoke, True),
-    "/auth/role/add": ("role", V3Request.role_add, True),
-    "/auth/role/get": ("role", V3Request.role_get, False),
-    "/auth/role/list": ("none", V3Request.role_list, True),
-    "/auth/role/delete": ("role", V3Request.role_delete, True),
-    "/auth/role/grant": ("role", V3Request.role_grant, True),
-    "/auth/role/revoke": ("role", V3Request.role_revoke, True),
+    "/cluster/member/list": ("none", v3_cluster.member_list, False),
+    "/cluster/member/add": ("member_add", v3_cluster.member_add, True),
+    "/cluster/member/remove": ("member", v3_cluster.member_remove, True),
+    "/cluster/member/update": ("member", v3_cluster.member_update, True),
+    "/cluster/member/promote": ("member", v3_cluster.member_promote, True),
+    "/maintenance/status": ("none", v3_cluster.status, False),
+    "/maintenance/alarm": ("alarm", v3_cluster.alarm, True),
+    "/maintenance/defragment": ("none", v3_cluster.defragment, True),
+    "/maintenance/hash": ("none", v3_cluster.hash_all, True),
+    "/maintenance/hashkv": ("hashkv", v3_cluster.hash_kv, True),
+    "/maintenance/snapshot": ("none", v3_cluster.snapshot, True),
+    "/maintenance/transfer-leadership": ("move", v3_cluster.transfer_leadership, True),
+    "/auth/enable": ("none", v3_auth.auth_enable, True),
+    "/auth/disable": ("none", v3_auth.auth_disable, True),
+    "/auth/status": ("none", v3_auth.auth_status, False),
+    "/auth/authenticate": ("authenticate", v3_auth.authenticate, False),
+    "/auth/user/add": ("user", v3_auth.user_add, True),
+    "/auth/user/get": ("user", v3_auth.user_get, False),
+    "/auth/user/list": ("none", v3_auth.user_list, True),
+    "/auth/user/delete": ("user", v3_auth.user_delete, True),
+    "/auth/user/changepw": ("user", v3_auth.user_password, True),
+    "/auth/user/grant": ("user_role", v3_auth.user_grant, True),
+    "/auth/user/revoke": ("user_role", v3_auth.user_revoke, True),
+    "/auth/role/add": ("role", v3_auth.role_add, True),
+    "/auth/role/get": ("role", v3_auth.role_get, False),
+    "/auth/role/list": ("none", v3_auth.role_list, True),
+    "/auth/role/delete": ("role", v3_auth.role_delete, True),
+    "/auth/role/grant": ("role", v3_auth.role_grant, True),
+    "/auth/role/revoke": ("role", v3_auth.role_revoke, True),
 }
 #: Paths that take several messages in one request.
-STREAMS = {"/watch", "/lease/keepalive"}
+STREAMS = frozenset({"/watch", "/lease/keepalive"})
+#: Paths that need no name while authentication is on.
+NAMELESS = frozenset({"/auth/authenticate", "/auth/status"})

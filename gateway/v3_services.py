@@ -54,6 +54,8 @@ class Campaign:
         call = self._call
         prefix = self._name + b"/"
         call.need(auth.WRITE, prefix, prefix_end(prefix))
+        if self.lease < 0:
+            raise V3Error(*v3.ERRORS["lease_not_found"])
         call.request.on_close = self._gone
         if self.lease:
             self._claim()

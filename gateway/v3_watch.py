@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from brain import auth
 from brain.store import Event
 
 from . import v3
 from .feed import Feed
+from .v3 import V3Error
+from .v3_call import Call, Message
+from .v3_stream import Messages
 from .v3json import body, lean
 
 #: Seconds between two words to a watch that asked for progress and has nothing to hear.
@@ -97,37 +100,61 @@ class _Watch:
 class WatchStream:
     """All watches of one request."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Call, messages: Messages) -> None:
         self._call = call
+        self._messages = messages
         self.door = call.door
         self._watches: dict[int, _Watch] = {}
         self._next = 0
-        self._requests: deque[dict[str, Any]] = deque()
         self._creating = False
+        self._closed = False
         self._stop: Callable[[], None] = lambda: None
-        call.request.on_close = self._close
-        call.request.on_drain = self._drained
+
+    def start(self) -> None:
+        """Create, cancel and report as the messages ask; raises :class:`V3Error` for what may not be watched."""
+        for m in self._messages.given:
+            if m["create_request"] is not None:
+                self._need(m["create_request"])
+        request = self._call.request
+        request.on_close, request.on_drain = self._close, self._drained
+        self._messages.wake = self._next_request
+        if self._messages.given or not request.open:
+            self._call.begin()
+        self._next_request()
+
+    def _need(self, asked: Message) -> None:
+        self._call.need(auth.READ, asked["key"], v3.end_of(asked["range_end"]))
 
     @property
     def full(self) -> bool:
         """Whether the reader is behind."""
         return bool(self._call.request.full)
 
-    def take(self, messages: list[dict[str, Any]]) -> None:
-        """Create, cancel and progress requests."""
-        self._requests += messages
-        self._next_request()
-
     def _next_request(self) -> None:
         """One after the other: a watch stands, or has failed, before the next request is looked at."""
-        while self._requests and not self._creating:
-            m = self._requests.popleft()
-            if m["create_request"] is not None:
-                self._create(m["create_request"])
-            elif m["cancel_request"] is not None:
-                self._cancel(m["cancel_request"]["watch_id"])
-            elif m["progress_request"] is not None:
-                self._report()
+        while not (self._creating or self._closed or self.full):
+            try:
+                m = self._messages.next()
+                if m is None:
+                    break
+                if not self._call.streaming:  # the first one of an open body
+                    if m["create_request"] is not None:
+                        self._need(m["create_request"])
+                    self._call.begin()
+            except V3Error as error:
+                self._close()
+                self._call.refuse(error)
+                return
+            self._serve(m)
+        self._call.request.hold(self._creating or self.full or self._messages.resting)
+
+    def _serve(self, m: Message) -> None:
+        if m["create_request"] is not None:
+            self._create(m["create_request"])
+        elif m["cancel_request"] is not None:
+            self._cancel(m["cancel_request"]["watch_id"])
+        elif m["progress_request"] is not None:
+            self._report()
 
     def _report(self) -> None:
         """How far every watch of this stream has been told."""
@@ -152,11 +179,16 @@ class WatchStream:
             self.send(ident, self.door.store().revision, created=True, canceled=True,
                       cancel_reason="mvcc: duplicate watch ID provided on the WatchStream")  # fmt: skip
             return
+        try:
+            self._call.identify()  # a token may have ended while the stream was open
+            self._need(asked)
+        except V3Error as error:
+            self.send(-1, self.door.store().revision, created=True, canceled=True, cancel_reason=error.reason)
+            return
         end = v3.end_of(asked["range_end"])
         if end and end <= asked["key"]:
-            header = self._call.header(self.door.store().revision)
-            self._call.send(header=header, watch_id="-1", created=True, canceled=True,
-                            cancel_reason="mvcc: watcher range is empty")  # fmt: skip
+            self.send(-1, self.door.store().revision, created=True, canceled=True,
+                      cancel_reason="mvcc: watcher range is empty")  # fmt: skip
             return
         if len(self._watches) >= WATCHES_MAX:
             text = f"watches_max: {WATCHES_MAX} on this stream already"
@@ -194,8 +226,10 @@ class WatchStream:
     def _drained(self) -> None:
         for watch in list(self._watches.values()):
             watch.feed.resume()
+        self._next_request()
 
     def _close(self) -> None:
+        self._closed = True
         self._stop()
         for watch in self._watches.values():
             watch.feed.close()

@@ -17,6 +17,8 @@ from .v2 import dumps
 
 #: How deep a request may nest.
 JSON_DEPTH_MAX = 32
+#: Documents of one body that is read whole.
+DOCUMENTS_MAX = 10_000
 
 
 class BadMessage(ValueError):
@@ -24,9 +26,13 @@ class BadMessage(ValueError):
 
 
 class Enum(NamedTuple):
-    """Names of an enumeration, by number."""
+    """Names of an enumeration, by number; in a message there may be other numbers."""
 
     names: tuple[str, ...]
+
+    def name(self, number: int) -> str:
+        """The name of a number; empty for one that has none."""
+        return self.names[number] if 0 <= number < len(self.names) else ""
 
 
 class Many(NamedTuple):
@@ -38,7 +44,7 @@ class Many(NamedTuple):
 Schema = dict[str, Any]
 #: A number of 64 bits without a sign: the ids of members.
 UNSIGNED = "unsigned"
-_NUMBER = re.compile(r"-?[0-9]{1,20}")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 ORDER = Enum(("NONE", "ASCEND", "DESCEND"))
 TARGET = Enum(("KEY", "VERSION", "CREATE", "MOD", "VALUE"))
 RESULT = Enum(("EQUAL", "GREATER", "LESS", "NOT_EQUAL"))
@@ -125,6 +131,8 @@ def documents(body: bytes, several: bool) -> list[Any]:
         found.append(value)
         if not several:
             return found
+        if len(found) > DOCUMENTS_MAX:
+            raise BadMessage(f"documents_max: {DOCUMENTS_MAX} documents in a body of known length")
 
 
 def read(schema: str, value: Any, depth: int = 0) -> dict[str, Any]:
@@ -184,7 +192,7 @@ def _field(name: str, kind: Any, given: Any, depth: int) -> Any:
 def _enum(name: str, kind: Enum, given: Any) -> int:
     if type(given) is str and given in kind.names:
         return kind.names.index(given)
-    if type(given) is int and 0 <= given < len(kind.names):
+    if type(given) is int and -(2**31) <= given < 2**31:  # proto3: what it means is for the server to say
         return given
     raise BadMessage(f"{name} is one of {', '.join(kind.names)}, not {json.dumps(given)[:40]}")
 
@@ -204,8 +212,6 @@ def _bytes(name: str, given: Any) -> bytes:
 def _int(name: str, kind: Any, given: Any) -> int:
     if type(given) is str:
         given = int(given) if _NUMBER.fullmatch(given) else None
-    if type(given) is float and given.is_integer():
-        given = int(given)
     low, high = (0, 2**64) if kind is UNSIGNED else (-(2**63), 2**63)
     if type(given) is not int or not low <= given < high:
         raise BadMessage(f"{name} is a whole number from {low} to {high - 1}")

@@ -24,7 +24,7 @@ from typing import Any
 
 from fleet import environment, spec
 
-from . import conditions
+from . import conditions, logs
 from .shim import LEASE, boottime
 
 Event = dict[str, Any]
@@ -33,8 +33,6 @@ _SHIM = Path(__file__).with_name("shim.py")
 SHIM_START_S_MAX = 20.0
 #: Marks every process below a machine's directory, so that "power off" can find them all.
 DIRECTORY_VARIABLE = "ARGOSY_HOST_DIR"
-#: Lines one log request may return.
-LOG_LINES_MAX = 100_000
 
 
 def folder_name(unit: str) -> str:
@@ -191,12 +189,7 @@ class Processes:
     def forget(self, unit: str) -> None:
         """Remove a unit's directory, but keep its log beside the others."""
         folder = self.folder(unit)
-        kept = self.base / "logs"
-        kept.mkdir(exist_ok=True)
-        try:
-            os.replace(folder / "log", kept / folder_name(unit))
-        except OSError:
-            pass
+        logs.keep(folder, self.base / "logs" / folder_name(unit))
         shutil.rmtree(folder, ignore_errors=True)
 
     # -- the lease ----------------------------------------------------------------------
@@ -268,23 +261,18 @@ class Processes:
         future = self.loop.run_in_executor(None, conditions.first_unmet, wanted, host)
         future.add_done_callback(lambda seen: None if seen.cancelled() else done(seen.result()))
 
-    def read_log(self, unit: str, lines: int, after: int | None) -> tuple[int, list[str]]:
-        """(position, lines): the last ``lines``, or everything after a position."""
-        path = self.folder(unit) / "log"
-        if not path.exists():
-            path = self.base / "logs" / folder_name(unit)
-        try:
-            size = path.stat().st_size
-            with path.open("rb") as f:
-                if after is not None:
-                    f.seek(after if after <= size else 0)
-                    data = f.read(1024 * 1024)
-                    return f.tell(), data.decode("utf-8", "replace").splitlines()
-                f.seek(max(0, size - 256 * min(lines, LOG_LINES_MAX) - 65536))
-                found = f.read().decode("utf-8", "replace").splitlines()
-                return f.tell(), found[-lines:] if lines else []
-        except OSError:
-            return 0, []
+    def read_log(
+        self, unit: str, lines: int, after: str, since: float, done: Callable[[logs.Page], None]
+    ) -> None:
+        """The last ``lines`` since a Unix time, or what came after a position; in a thread."""
+        folder = self.folder(unit)
+        if not (folder / "log").exists():
+            folder = self.base / "logs" / folder_name(unit)
+        if after:
+            future = self.loop.run_in_executor(None, logs.following, folder, after)
+        else:
+            future = self.loop.run_in_executor(None, logs.last, folder, lines, since)
+        future.add_done_callback(lambda page: None if page.cancelled() else done(page.result()))
 
 
 _running: set[Any] = set()

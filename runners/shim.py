@@ -26,6 +26,8 @@ import time
 #: Bytes of one log file, and how many older ones are kept.
 LOG_BYTES_MAX = 10 * 1024 * 1024
 LOG_FILES_KEPT = 3
+#: Runs of the unit of which the log can be told apart.
+RUNS_MAX = 1000
 #: Events kept for a host process that is away.
 EVENTS_MAX = 256
 #: Longest command from the host process, and what may wait to be read by it, in bytes.
@@ -273,6 +275,7 @@ class Shim:
         self.waiting = b""  # for the host process to read
         self.group: Group | None = None
         self.notified: dict[str, str] = {}  # what the service said of itself in this run
+        self.candidate = 0  # for the main process of a forking service
         self.access = "none"  # whose word counts: NotifyAccess=
         self.quitting = False
         self.quit_deadline = 0.0
@@ -487,9 +490,9 @@ class Shim:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
             except (OSError, ValueError, AttributeError) as error:
                 raise SetupError(LIMITS, f"Limit{name}: {error}") from None
-        if command.get("nice"):
+        if "nice" in command and command["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
             try:
-                os.nice(command["nice"])
+                os.setpriority(os.PRIO_PROCESS, 0, command["nice"])
             except OSError as error:
                 raise SetupError(201, f"Nice: {error.strerror}") from None
 
@@ -622,8 +625,10 @@ class Shim:
             return
         left = self.everything()
         children = [pid for pid in left if parent_of(pid) == os.getpid()]
-        if command.get("guess") and len(children) == 1:
-            self.emit({"ev": "main", "found": self.name_main(children[0]), "error": ""})
+        # seen twice: on the way to a daemon there is a process that is gone a moment later
+        candidate, self.candidate = self.candidate, children[0] if len(children) == 1 else 0
+        if command.get("guess") and candidate and candidate == self.candidate:
+            self.emit({"ev": "main", "found": self.name_main(candidate), "error": ""})
         else:
             self.emit({"ev": "main", "found": False, "running": bool(left), "error": ""})
 
@@ -749,15 +754,32 @@ class Shim:
         elif op == "tidy":
             self.tidy(command)
         elif op == "meta":
-            if command["meta"].get("invocation") != self.meta.get("invocation"):
+            invocation = command["meta"].get("invocation")
+            if invocation != self.meta.get("invocation"):
                 self.ends = {}
                 self.notified = {}
+                self.note_run(str(invocation))
             self.meta = command["meta"]
         elif op == "quit":
             self.quitting = True
             self.signal_all(signal.SIGKILL)
             self.quit_deadline = boottime() + 0.2
         self.save()
+
+    @staticmethod
+    def note_run(invocation: str) -> None:
+        """From now on this run of the unit writes the log."""
+        try:
+            with open("runs", "a+") as f:
+                f.write(f"{time.time():.6f} {invocation}\n")
+                f.seek(0)
+                rows = f.readlines()
+            if len(rows) > 2 * RUNS_MAX:
+                with open("runs.new", "w") as f:
+                    f.writelines(rows[-RUNS_MAX:])
+                os.replace("runs.new", "runs")
+        except OSError:
+            pass  # a full disk loses this, not the unit
 
     def emit(self, event: dict) -> None:
         """Tell the host process; what it is away for is told when it is back."""

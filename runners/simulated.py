@@ -12,6 +12,8 @@ from typing import Any
 
 from kernel.sim import SimMachine, SimTimer, World
 
+from .logs import Page
+
 Event = dict[str, Any]
 
 
@@ -269,7 +271,7 @@ class SimProcesses:
         del wanted, host
         self.machine.later(0.001, lambda: done(None))
 
-    def read_log(self, unit: str, lines: int, after: int | None) -> tuple[int, list[str]]:
+    def read_log(self, unit: str, lines: int, after: str, since: float, done: Callable[[Any], None]) -> None:
         """Simulated workloads print nothing."""
-        del unit, lines, after
-        return 0, []
+        del unit, lines, after, since
+        self.machine.later(0.001, lambda: done(Page("", [])))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from brain.store import Store
-from fleet import names, placement, syntax, unitfile
+from fleet import names, placement, syntax, timer, unitfile
 from fleet.placement import Candidate, Placements
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, UNITS
+from ..brain_client import ALIVE, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..raft_messages import Query
 
@@ -19,6 +21,8 @@ from ..raft_messages import Query
 UNITS_MAX, EDIT_BATCH = 10_000, 100
 #: How often an edit is tried again when others change the same units.
 EDIT_TRIES = 10
+#: Logs (of a unit on a machine) that one command may show.
+LOG_SOURCES_MAX = 200
 #: What is stored of units, with the revision at which that was written.
 Known = dict[str, tuple[dict[str, Any], int]]
 #: A step of a transaction for each unit that an edit changes.
@@ -46,7 +50,7 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
     for file in args["files"]:
         name = names.parse(str(file["name"]))
         try:
-            heeded += unitfile.load(name.full, str(file["content"]), file=str(file.get("path", "")))[1]
+            heeded += unitfile.check(name.full, str(file["content"]), str(file.get("path", "")))
         except syntax.UnitFileError as error:
             problems += error.problems
         if files.setdefault(name.full, str(file["content"])) != file["content"]:
@@ -162,7 +166,7 @@ def _from_template(known: Known, unit: str) -> dict[str, Any]:
         also = f", nor its template {template}" if template else ""
         raise Missing(f"no unit is called {unit}{also}; submit its file first")
     content = known[template][0]["content"]
-    unitfile.load(unit, content)
+    unitfile.check(unit, content)
     return {"content": content, "hash": unitfile.content_hash(content), "desired": "inactive", "restarts": 0}
 
 
@@ -219,8 +223,14 @@ def _is_over(state: dict[str, Any]) -> bool:
     return state["active"] == "failed" or (state["sub"] == "dead" and was_done)
 
 
+def _is_timer(unit: str) -> bool:
+    return unit.endswith(".timer")
+
+
 def _is_started(control: Control, unit: str) -> Any:
     record = control.units().get(unit)
+    if record is not None and _is_timer(unit):
+        return TIMERS + unit.encode() in control.items(TIMERS)
     if record is None or unit not in control.places():
         return False
     current = (record["hash"], record.get("restarts", 0))
@@ -240,7 +250,7 @@ def _is_stopped(control: Control, unit: str) -> Any:
 
 
 def _is_loaded(control: Control, unit: str) -> Any:
-    return unit in control.places() and bool(_states_of(control, unit)) and _is_stopped(control, unit)
+    return _is_timer(unit) or (unit in control.places() and bool(_states_of(control, unit)) and _is_stopped(control, unit))
 
 
 def _is_off(control: Control, unit: str) -> Any:
@@ -320,6 +330,8 @@ def _rows(control: Control, units: list[str]) -> list[dict[str, Any]]:
             rows.append(_row(unit, "", record, None, now))
         rows += [_row(unit, control.machine_name(m), record, s, now) for m, s in seen]
         rows += [_row(unit, control.machine_name(m), record, None, now) for m in waiting]
+        if _is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
+            rows[-1] |= {"active": "active", "sub": "waiting"}
     return rows
 
 
@@ -367,32 +379,85 @@ def _known_unit(control: Control, args: dict[str, Any]) -> str:
 
 @verb("unit.logs")
 def _unit_logs(control: Control, args: dict[str, Any]) -> Promise:
-    """The last lines, or what came after a position, from the machine that runs the unit."""
-    unit = names.parse(str(args["unit"])).full
-    machines = [m for (u, m) in control.states() if u == unit] or control.places().get(unit, [])
-    if args.get("machine"):
-        machines = [control.find_machine(str(args["machine"]))]
-    if not machines:
-        _known_unit(control, args)
-        machines = [control.machine]
+    """Lines of units from the machines that run them: the last ones, or those after positions.
+
+    ``units``: names and patterns.  ``after``: positions by ``unit@machine``, from an answer before.
+    The answer has one stream for each unit and machine.
+    """
+    after = args.get("after") or {}
+    targets = [tuple(key.rsplit("@", 1)) for key in after] if after else _log_sources(control, args)
     promise = Promise()
-    target = sorted(machines)[0]
-    inner = Promise()
-    inner.bind(Then(
-        lambda value: promise.reply({**value, "machine": control.machine_name(target)}), promise.fail
-    ))  # fmt: skip
-    control.on(target, Command("host.log", {**args, "unit": unit}), inner)
+    streams: list[dict[str, Any]] = []
+    left = len(targets)
+
+    def one(unit: str, machine: str) -> None:
+        def done(value: Any) -> None:
+            nonlocal left
+            left -= 1
+            name = control.machine_name(machine)
+            if value is not None:
+                streams.append({"unit": unit, "machine": name, "source": f"{unit}@{machine}", **value})
+            if not left:
+                promise.reply({"streams": sorted(streams, key=lambda stream: stream["source"])})
+
+        inner = Promise()
+        inner.bind(Then(done, lambda error: done({"position": after.get(f"{unit}@{machine}", ""), "lines": [],
+                                                  "error": str(error)})))  # fmt: skip
+        about = {"unit": unit, "lines": args.get("lines", 10), "since": args.get("since", 0.0),
+                 "after": after.get(f"{unit}@{machine}", "")}  # fmt: skip
+        control.on(machine, Command("host.log", about), inner)
+
+    if not targets:
+        promise.reply({"streams": []})
+    for unit, machine in targets:
+        one(unit, machine)
     return promise
 
 
+def _log_sources(control: Control, args: dict[str, Any]) -> list[tuple[str, str]]:
+    """(unit, machine) of every log that is meant."""
+    known = set(control.units()) | {unit for unit, _ in control.states()}
+    only = control.find_machine(str(args["machine"])) if args.get("machine") else ""
+    found: list[tuple[str, str]] = []
+    for text in args["units"]:
+        units = _matching(known, str(text))
+        for unit in units:
+            machines = {m for (u, m) in control.states() if u == unit} or set(control.places().get(unit, []))
+            found += [(unit, machine) for machine in sorted({only} if only else machines or {control.machine})]
+    if len(found) > LOG_SOURCES_MAX:
+        raise BadRequest(f"log_sources_max: {LOG_SOURCES_MAX} logs at a time, these are {len(found)}")
+    return found
+
+
+def _matching(known: set[str], text: str) -> list[str]:
+    """Units of a name, of a template (all its instances), or of a pattern."""
+    if any(char in text for char in "*?["):
+        pattern = text if text.endswith(names.SUFFIXES) else text + ".service"
+        units = sorted(unit for unit in known if fnmatch.fnmatchcase(unit, pattern))
+    else:
+        parsed = names.parse(text)
+        instances = sorted(unit for unit in known if names.parse(unit).template == parsed.full)
+        units = instances if parsed.is_template and instances else [parsed.full] if parsed.full in known else []
+    if not units:
+        raise Missing(f"no unit is called {text}")
+    return units
+
+
 @verb("host.log")
-def _host_log(control: Control, args: dict[str, Any]) -> Any:
+def _host_log(control: Control, args: dict[str, Any]) -> Promise:
     lines = int(args.get("lines", 10))
     if not 0 <= lines <= 100_000:
         raise BadRequest(f"--lines: 0 to 100000, not {lines}")
-    processes = control.ports.processes
-    position, found = processes.read_log(str(args["unit"]), lines, args.get("after"))
-    return {"position": position, "lines": found}
+    promise = Promise()
+    inbox = control.actor_inbox
+
+    def done(page: Any) -> None:
+        rows = [[line.time, line.text, line.invocation] for line in page.lines]
+        inbox.post(lambda: promise.reply({"position": page.position, "lines": rows}))
+
+    since = float(args.get("since") or 0.0)
+    control.ports.processes.read_log(str(args["unit"]), lines, str(args.get("after") or ""), since, done)
+    return promise
 
 
 @verb("unit.why")
@@ -407,6 +472,8 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         return {"unit": unit, "reason": "it was destroyed and is being stopped", "machines": {}}
     if names.parse(unit).is_template:
         return {"unit": unit, "reason": "it is a template: instances of it run, not itself", "machines": {}}
+    if _is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
+        return {"unit": unit, "reason": _why_timer(control, unit, record), "machines": {}}
     if record["desired"] == "inactive":
         return {"unit": unit, "reason": "nobody asked for it to be loaded or started", "machines": {}}
     where = control.places().get(unit, [])
@@ -440,6 +507,22 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         if state.get(key):
             detail += f", {key.replace('_', ' ')}: {state[key]}"
     return {"unit": unit, "reason": f"on {on}: {detail}", "machines": machines}
+
+
+def _why_timer(control: Control, unit: str, record: dict[str, Any]) -> str:
+    """When it elapses next, and when it did last."""
+    spec = unitfile.load_timer(unit, record["content"])
+    known = json.loads(control.items(TIMERS)[TIMERS + unit.encode()].value)
+    states = [s["since"] for s in _states_of(control, spec.unit) if s["active"] in ("inactive", "failed") and s.get("last_exit")]
+    target = timer.Target(0.0, max(states, default=0.0))
+    kept = timer.Record(known["since"], known["last"], known["fired"])
+    at = timer.next_elapse(spec, kept, target, control.ports.clock.wall())
+    then = f"starts {spec.unit} at {_utc(at)}" if at is not None else f"waits for {spec.unit}, or elapses no more"
+    return f"{then}; last: {_utc(known['fired']) if known['fired'] else 'never'}"
+
+
+def _utc(moment: float) -> str:
+    return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _placements(control: Control) -> Placements:

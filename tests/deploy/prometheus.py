@@ -7,7 +7,6 @@ import math
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,11 +100,3 @@ def running(folder: Path, config: Path) -> Iterator[Prometheus]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-
-
-def until(seconds: float) -> Iterator[None]:
-    """Turns of a loop that looks again until a deadline has passed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.1)

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ..real.cluster import Cluster, Writer, port_offset, wait_until
-from .prometheus import Prometheus, QueryError, running, until
+from ..real.cluster import Cluster, Writer, port_offset
+from ..waiting import wait_until
+from .prometheus import Prometheus, QueryError, running
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "argosy.json"
@@ -231,21 +232,22 @@ def test_rules_are_loaded_and_evaluate(watched: Watched) -> None:
     assert sorted(rule["name"] for rule in rules) == wanted
 
 
-def _await_data(prometheus: Prometheus, queries: dict[str, str]) -> list[str]:
-    """Ask every query until it has finite data; what has none at the deadline is returned."""
+def _await_data(prometheus: Prometheus, queries: dict[str, str]) -> None:
+    """Ask every query until it has finite data; fail with those that have none at the deadline."""
     open_ = dict(queries)
-    for _ in until(DATA_S):
+
+    def found() -> bool:
         for name, query in list(open_.items()):
             try:
                 if prometheus.numbers(query):
                     del open_[name]
-            except OSError:
-                break  # it has only just started
             except QueryError as error:
                 pytest.fail(f"{name}: {error}")
-        if not open_:
-            break
-    return [f"{name}: {query}" for name, query in open_.items()]
+        if open_:
+            raise ValueError(f"no data: {open_}")
+        return True
+
+    wait_until("every query to find data", found, DATA_S)
 
 
 def _filled(query: str) -> str:
@@ -262,7 +264,7 @@ def test_every_query_of_the_dashboard_finds_data(watched: Watched) -> None:
         if AFTER_A_LOSS not in query:
             queries[query] = COMPARISON.sub("", _filled(query))
     assert len(queries) > 60
-    assert not _await_data(watched.prometheus, queries)
+    _await_data(watched.prometheus, queries)
     chosen = [_filled(q) for q in _dashboard_queries() if q.endswith("== 1")]
     assert chosen and all(len(watched.prometheus.query(q)) == 1 for q in chosen), "one leads, one schedules"
 
@@ -273,7 +275,7 @@ def test_every_query_of_the_rules_finds_data(watched: Watched) -> None:
     for rule in _alert_rules():
         for position, side in enumerate(_bare(rule["expr"])):
             queries[f"{rule['alert']} {position}"] = side
-    assert not _await_data(watched.prometheus, queries)
+    _await_data(watched.prometheus, queries)
 
 
 def test_every_metric_and_label_in_the_files_exists(watched: Watched) -> None:
@@ -320,4 +322,4 @@ def test_a_lost_machine_shows(watched: Watched) -> None:
     assert prometheus.numbers(margin) == [0.0]
     queries = {q: _filled(q) for q in _dashboard_queries() if AFTER_A_LOSS in q}
     assert queries
-    assert not _await_data(prometheus, queries)
+    _await_data(prometheus, queries)

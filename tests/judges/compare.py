@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .servers import Answer
+from ..answers import Answer
 
 #: Headers that are compared as they are; the index is counted from the start.
 PLAIN_HEADERS = (

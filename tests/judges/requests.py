@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote_plus
 
+from ..answers import Answer
 from . import compare
 from .compare import Difference, differences
 from .servers import Pair, Server
@@ -119,7 +120,7 @@ def ask_v2(world: World, request: V2) -> dict[str, Any]:
 
 def _followed(
     world: World, method: str, target: str, body: bytes | None, headers: dict[str, str]
-) -> tuple[compare.Answer, bool]:
+) -> tuple[Answer, bool]:
     """An answer, and whether it took a redirection to get it: the state is the same then."""
     answer = world.server.outcome(method, target, body, headers)
     if answer.status != 301:
@@ -131,7 +132,7 @@ def wait_v2(world: World, request: V2, patience: float) -> dict[str, Any]:
     """A request that may wait: the view of its head and of its first event, if there is one."""
     with world.server.stream("GET", request.target(world)) as stream:
         line = stream.line(patience)
-        answer = compare.Answer(stream.status, stream.headers, line or "")
+        answer = Answer(stream.status, stream.headers, line or "")
         return compare.v2_view(answer, world.base, True)
 
 
@@ -321,7 +322,7 @@ def worlds_v2(pair: Pair, number: int) -> tuple[World, World]:
     made = []
     for server in pair:
         world = World(server, number)
-        world.base = server.ask("GET", f"/v2/keys{world.folder}?quorum=true").index
+        world.base = server.v2_index(world.folder)
         made.append(world)
     return made[0], made[1]
 

@@ -22,7 +22,9 @@ import pytest
 
 from cli import local
 
-from ..real.cluster import port_offset, wait_until
+from ..answers import Answer
+from ..real.cluster import port_offset
+from ..waiting import wait_until
 from . import suite
 from .environment import etcd_under_test
 
@@ -32,24 +34,6 @@ OUR_MEMBERS = 3
 ANSWER_S = 10.0
 _FOREIGN = ("ARGOSY_", "ETCD_", "ETCDCTL_", "PYTEST_")
 _UNDECIDED = "not_decided"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server said."""
-
-    status: int
-    headers: dict[str, str]
-    text: str
-
-    def json(self) -> Any:
-        """The body as data."""
-        return json.loads(self.text)
-
-    @property
-    def index(self) -> int:
-        """``X-Etcd-Index``; 0 if there is none."""
-        return int(self.headers.get("x-etcd-index", "0"))
 
 
 def debian_program(name: str) -> Path:
@@ -159,9 +143,7 @@ class Server:
                 self._connections[member] = connection
             try:
                 connection.request(method, target, body, headers or {})
-                answer = connection.getresponse()
-                text = answer.read().decode(errors="backslashreplace")
-                return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, text)
+                return Answer.read(connection.getresponse(), errors="backslashreplace")
             except TimeoutError:
                 self._drop(member)
                 raise
@@ -179,6 +161,10 @@ class Server:
             return self.ask(method, target, body, headers)
         except (OSError, HTTPException) as error:
             return Answer(0, {}, f"no answer: {type(error).__name__}")
+
+    def v2_index(self, folder: str) -> int:
+        """The index of the store, asked for at a folder."""
+        return self.ask("GET", f"/v2/keys{folder}?quorum=true").index
 
     def v3(self, path: str, message: dict[str, Any]) -> Answer:
         """One message to the JSON gateway."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..real.cluster import signal_process, wait_until
+from ..real.cluster import signal_process
+from ..waiting import wait_until
 from .environment import python_of_judges
 
 #: Seconds for a whole suite, and for one of its tests.

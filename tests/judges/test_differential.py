@@ -10,21 +10,26 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ..real.cluster import wait_until
+from ..answers import Answer
+from ..waiting import wait_until
 from .compare import Difference, differences, headers_view, v2_body, v3_body
+from .lines import lines
 from .requests import (
     FORM,
     V2,
     V3,
+    Fields,
     Key,
     Lease,
     Rev,
@@ -37,7 +42,7 @@ from .requests import (
     worlds_v2,
     worlds_v3,
 )
-from .servers import Answer, Pair
+from .servers import Pair
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -60,7 +65,23 @@ class Accepted:
         )  # fmt: skip
 
 
-_A, _B = V3("kv/put", {"key": Key(b"a"), "value": "MQ=="}), V3("kv/put", {"key": Key(b"b"), "value": "MQ=="})
+def _put_v2(path: str, query: Fields = (), **fields: str) -> V2:
+    """A PUT with these fields in its body."""
+    return V2("PUT", path, query, tuple(fields.items()))
+
+
+def _whole(method: str, target: str, **fields: str) -> V2:
+    """A request to a target outside of the example's folder."""
+    return V2(method, target, (), tuple(fields.items()), whole=True)
+
+
+def _put_v3(suffix: bytes, value: str = "MQ==", **more: Any) -> V3:
+    return V3("kv/put", {"key": Key(suffix), "value": value, **more})
+
+
+_A, _B = _put_v3(b"a"), _put_v3(b"b")
+#: The range of all keys of the example.
+_ALL = {"key": Key(b""), "range_end": Key(b"", plus=True)}
 #: Every difference we mean to have.  Nothing else may differ, and each of these must.
 ACCEPTED: tuple[Accepted, ...] = (
     Accepted(
@@ -69,7 +90,7 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted(
         "watching from the past, etcd forgets to leave hidden keys out, as it does while it watches",
-        "hidden in history$", "wait=true", (V2("PUT", "/d/_z", (), (("value", "one"),)),
+        "hidden in history$", "wait=true", (_put_v2("/d/_z", value="one"),
         V2("GET", "/d", (("wait", "true"), ("recursive", "true"), ("waitIndex", "@+1")))),
     ),
     Accepted(
@@ -78,7 +99,7 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted(
         "a key of the tree is text: a path that is not UTF-8 is refused",
-        "", "%FF", (V2("PUT", "/%FF", (), (("value", "one"),)),),
+        "", "%FF", (_put_v2("/%FF", value="one"),),
     ),
     Accepted(
         "a method in lower case is no HTTP; etcd says that it does not allow it",
@@ -112,6 +133,18 @@ def unaccepted(request: object, found: Iterable[Difference]) -> list[Difference]
     return [d for d in found if not any(rule.covers(request, d) for rule in ACCEPTED)]
 
 
+@contextmanager
+def _example(pair: Pair, kind: type[V2 | V3]) -> Iterator[tuple[World, World]]:
+    """Both servers for one example of such requests; what it leaves behind is removed."""
+    start, clear = (worlds_v2, clear_v2) if kind is V2 else (worlds_v3, clear_v3)
+    worlds = start(pair, next(_NUMBERS))
+    try:
+        yield worlds
+    finally:
+        for world in worlds:
+            clear(world)
+
+
 def _both(worlds: tuple[World, World], step: V2 | V3) -> list[Difference]:
     return both_v2(*worlds, step) if isinstance(step, V2) else both_v3(*worlds, step)
 
@@ -119,42 +152,32 @@ def _both(worlds: tuple[World, World], step: V2 | V3) -> list[Difference]:
 @pytest.mark.parametrize("rule", [rule for rule in ACCEPTED if rule.example], ids=lambda rule: rule.reason[:40])
 def test_what_is_accepted_is_different(pair: Pair, rule: Accepted) -> None:
     """An entry without a difference is taken out of the table."""
-    v3 = isinstance(rule.example[0], V3)
-    worlds = (worlds_v3 if v3 else worlds_v2)(pair, next(_NUMBERS))
-    try:
+    with _example(pair, type(rule.example[0])) as worlds:
         found = [_both(worlds, step) for step in rule.example][-1]
-    finally:
-        for world in worlds:
-            (clear_v3 if v3 else clear_v2)(world)
     covered = [d for d in found if rule.covers(rule.example[-1], d)]
     assert bool(covered) != (pair.ours.program == pair.theirs.program), rule
 
 
-def play(
-    steps: Iterable[V2 | V3], worlds: tuple[World, World], clear: Callable[[World], None]
-) -> tuple[list[str], list[Difference]]:
+def _play(pair: Pair, kind: type[V2 | V3], steps: Iterable[V2 | V3]) -> tuple[list[str], list[Difference]]:
     """Ask both, step by step, up to the first difference; what was asked, and what differed."""
     asked: list[str] = []
-    try:
+    with _example(pair, kind) as worlds:
         for step in steps:
             asked.append(str(step))
             left = unaccepted(step, _both(worlds, step))
             if left:
                 return asked, left
-        return asked, []
-    finally:
-        for world in worlds:
-            clear(world)
+    return asked, []
 
 
 def play_v2(pair: Pair, steps: Iterable[V2]) -> tuple[list[str], list[Difference]]:
     """An example of v2's requests."""
-    return play(steps, worlds_v2(pair, next(_NUMBERS)), clear_v2)
+    return _play(pair, V2, steps)
 
 
 def play_v3(pair: Pair, steps: Iterable[V3]) -> tuple[list[str], list[Difference]]:
     """An example of v3's messages."""
-    return play(steps, worlds_v3(pair, next(_NUMBERS)), clear_v3)
+    return _play(pair, V3, steps)
 
 
 def same(asked: list[str], found: list[Difference]) -> None:
@@ -204,15 +227,14 @@ _ANY_FIELD = st.sampled_from(sorted(_GOOD.keys() | _BAD.keys())).flatmap(
 _PATH = _often((6, st.sampled_from(_PATHS)), (1, st.sampled_from(_ODD_PATHS)))
 #: How examples begin, so that there is something to find.
 _PRELUDES_V2: tuple[tuple[V2, ...], ...] = (
-    (), (V2("PUT", "/a", (), (("value", "one"),)), V2("PUT", "/b", (), (("value", "two"), ("ttl", "100")))),
+    (), (_put_v2("/a", value="one"), _put_v2("/b", value="two", ttl="100")),
     (
-        V2("PUT", "/a", (), (("value", "one"),)), V2("PUT", "/d/x", (), (("value", "one"),)),
-        V2("PUT", "/d/e/f", (), (("value", "two"),)), V2("PUT", "/d/_z", (), (("value", "two"),)),
-        V2("PUT", "/b", (), (("value", "two"),)), V2("PUT", "/b", (("prevValue", "two"),), (("value", "one"),)),
+        _put_v2("/a", value="one"), _put_v2("/d/x", value="one"), _put_v2("/d/e/f", value="two"),
+        _put_v2("/d/_z", value="two"), _put_v2("/b", value="two"), _put_v2("/b", (("prevValue", "two"),), value="one"),
     ),
     (
-        V2("PUT", "/a", (), (("value", "two"), ("ttl", "1000"))), V2("PUT", "/e", (), (("dir", "true"),)),
-        V2("PUT", "/d", (), (("dir", "true"), ("ttl", "1000"))), V2("PUT", "/d/x", (("prevExist", "false"),), (("value", "two"),)),
+        _put_v2("/a", value="two", ttl="1000"), _put_v2("/e", dir="true"),
+        _put_v2("/d", dir="true", ttl="1000"), _put_v2("/d/x", (("prevExist", "false"),), value="two"),
         V2("POST", "/q", (), (("value", "one"),)), V2("POST", "/q", (), (("dir", "true"),)),
     ),
 )  # fmt: skip
@@ -252,12 +274,11 @@ _WILD = st.builds(
     st.lists(_ANY_FIELD, max_size=4).map(tuple), st.lists(_ANY_FIELD, max_size=4).map(tuple),
 )  # fmt: skip
 _ODD_V2 = st.sampled_from((
-    V2("PUT", "/v2/keys/", (), (("value", "1"),), whole=True),
-    V2("PUT", "/v2/keys", (), (("dir", "true"),), whole=True),
-    V2("PUT", "/v2/keys/?prevExist=true", (), (("value", "1"),), whole=True),
-    V2("PUT", "/v2/keys/?prevValue=1", (), (("value", "1"),), whole=True),
-    V2("DELETE", "/v2/keys/", whole=True), V2("DELETE", "/v2/keys?recursive=true", whole=True),
-    V2("DELETE", "/v2/keys/?prevValue=1", whole=True),
+    _whole("PUT", "/v2/keys/", value="1"),
+    _whole("PUT", "/v2/keys", dir="true"),
+    _whole("PUT", "/v2/keys/?prevExist=true", value="1"),
+    _whole("PUT", "/v2/keys/?prevValue=1", value="1"),
+    _whole("DELETE", "/v2/keys/"), _whole("DELETE", "/v2/keys?recursive=true"), _whole("DELETE", "/v2/keys/?prevValue=1"),
     V2("PATCH", "/a"), V2("OPTIONS", "/a"), V2("TRACE", "/a"),
     V2("PUT", "/a", (), (("value", "json"),), content_type="application/json"),
     V2("PUT", "/a", (), (("value", "none"),), content_type=""),
@@ -267,13 +288,11 @@ _ODD_V2 = st.sampled_from((
     V2("PUT", "/a", raw_query="value"), V2("PUT", "/a", raw_query="=x&&value=v&"), V2("PUT", "/a", raw_query="value=%FF"),
     V2("GET", "/a", raw_query="recursive=true&recursive=maybe"), V2("PUT", "/a", raw_query="unknown=1&value=v"),
     V2("PUT", "/a%zz"), V2("GET", "/a", (("wait", "true"), ("quorum", "true"), ("waitIndex", "@+1"))),
-    V2("GET", "/v2/key", whole=True), V2("GET", "/v2/keysx", whole=True), V2("GET", "/v2", whole=True),
-    V2("GET", "/v2/", whole=True), V2("GET", "/", whole=True), V2("POST", "/version", whole=True),
-    V2("PUT", "/v2/machines", whole=True), V2("PUT", "/v2/stats/self", whole=True), V2("GET", "/v2/stats/none", whole=True),
-    V2("GET", "/v2/members/none", whole=True), V2("DELETE", "/v2/members/none", whole=True),
-    V2("POST", "/v2/members", whole=True), V2("DELETE", "/v2/members", whole=True),
-    V2("GET", "/v2/auth/users/none", whole=True), V2("GET", "/v2/auth/none", whole=True),
-    V2("GET", "/v2/auth/enable", whole=True), V2("HEAD", "/version", whole=True),
+    _whole("GET", "/v2/key"), _whole("GET", "/v2/keysx"), _whole("GET", "/v2"), _whole("GET", "/v2/"), _whole("GET", "/"),
+    _whole("POST", "/version"), _whole("PUT", "/v2/machines"), _whole("PUT", "/v2/stats/self"),
+    _whole("GET", "/v2/stats/none"), _whole("GET", "/v2/members/none"), _whole("DELETE", "/v2/members/none"),
+    _whole("POST", "/v2/members"), _whole("DELETE", "/v2/members"), _whole("GET", "/v2/auth/users/none"),
+    _whole("GET", "/v2/auth/none"), _whole("GET", "/v2/auth/enable"), _whole("HEAD", "/version"),
 ))  # fmt: skip
 _STEP_V2 = _often((6, _writes_v2()), (1, _POSTS), (3, _DELETES), (4, _READS), (1, _WAITS), (2, _WILD), (1, _ODD_V2))
 EXAMPLES_V2 = st.builds(
@@ -317,7 +336,7 @@ def _ranges(draw: st.DrawFn) -> dict[str, Any]:
         suffix = draw(st.sampled_from(_SUFFIXES))
         return {"key": Key(suffix), "range_end": Key(suffix, plus=True)}
     if kind == "all":
-        return {"key": Key(b""), "range_end": Key(b"", plus=True)}
+        return _ALL
     return {"key": draw(_KEY), "range_end": "AA=="}
 
 
@@ -465,16 +484,14 @@ _STEP_V3 = _often(
     (1, _calls("kv/compaction", st.builds(lambda revision: {"revision": revision}, _REV))), (2, _ODD_V3),
 )  # fmt: skip
 _PRELUDES_V3: tuple[tuple[V3, ...], ...] = (
-    (), (V3("kv/put", {"key": Key(b"a"), "value": "MQ=="}), V3("kv/put", {"key": Key(b"a"), "value": "Mg=="})),
+    (), (_put_v3(b"a"), _put_v3(b"a", "Mg==")),
     (
-        V3("kv/put", {"key": Key(b"b"), "value": "MQ=="}), V3("lease/grant", {"ID": Lease(0), "TTL": 60}),
-        V3("kv/put", {"key": Key(b"a"), "value": "Mg==", "lease": Lease(0)}), V3("kv/put", {"key": Key(b"c"), "value": "MQ=="}),
-        V3("kv/put", {"key": Key(b"b"), "value": "Mg=="}), V3("kv/put", {"key": Key(b"a/b"), "value": "Mw==", "lease": Lease(0)}),
+        _put_v3(b"b"), V3("lease/grant", {"ID": Lease(0), "TTL": 60}), _put_v3(b"a", "Mg==", lease=Lease(0)),
+        _put_v3(b"c"), _put_v3(b"b", "Mg=="), _put_v3(b"a/b", "Mw==", lease=Lease(0)),
     ),
     (
-        V3("lease/grant", {"ID": Lease(1), "TTL": 100}), V3("kv/put", {"key": Key(b"a"), "value": "MQ=="}),
-        V3("kv/put", {"key": Key(b"b"), "value": "MQ==", "lease": Lease(1)}), V3("kv/deleterange", {"key": Key(b"a")}),
-        V3("kv/put", {"key": Key(b"a"), "value": "Mg=="}), V3("kv/compaction", {"revision": Rev(2)}),
+        V3("lease/grant", {"ID": Lease(1), "TTL": 100}), _put_v3(b"a"), _put_v3(b"b", lease=Lease(1)),
+        V3("kv/deleterange", {"key": Key(b"a")}), _put_v3(b"a", "Mg=="), V3("kv/compaction", {"revision": Rev(2)}),
     ),
 )  # fmt: skip
 EXAMPLES_V3 = st.builds(
@@ -492,12 +509,20 @@ def test_v3_answers_are_etcds(pair: Pair, steps: list[V3]) -> None:
 # -- open watches ----------------------------------------------------------------------------------
 
 
-def _streamed(world: World, target: str, act: Callable[[], None], last: str) -> dict[str, Any]:
+def _told_alike(pair: Pair, kind: type[V2 | V3], request: str, tell: Callable[[World], dict[str, Any]]) -> None:
+    """Fail unless the two tell the same, asked at the same time."""
+    with _example(pair, kind) as worlds, ThreadPoolExecutor(len(worlds)) as pool:
+        told = list(pool.map(tell, worlds))
+    left = unaccepted(request, differences(*told))
+    assert not left, "\n" + "\n".join(map(str, left))
+
+
+def _streamed(world: World, target: str, act: Callable[[World], None], last: str) -> dict[str, Any]:
     """All lines of a v2 stream, up to the one about ``last``; the act happens when it is open."""
     told: dict[str, Any] = {"lines": [], "told twice": []}
     with world.server.stream("GET", f"/v2/keys{world.folder}{target}") as stream:
         told["head"] = [stream.status, headers_view(Answer(stream.status, stream.headers, ""), world.base)]
-        act()
+        act(world)
         world.server.ask("PUT", f"/v2/keys{world.folder}{last}", b"value=the+end", FORM)
         while (line := stream.line(8.0)) is not None:
             event = v2_body(line, world.base)
@@ -507,18 +532,11 @@ def _streamed(world: World, target: str, act: Callable[[], None], last: str) -> 
     return told | {"ended": "before the last event"}
 
 
-def _at_once(ask: Callable[[World], dict[str, Any]], worlds: tuple[World, World]) -> list[dict[str, Any]]:
-    """What each of the two tells, asked at the same time."""
-    with ThreadPoolExecutor(len(worlds)) as pool:
-        return list(pool.map(ask, worlds))
-
-
-def _do(world: World, lines: str) -> None:
-    for line in lines.split("\n"):
-        if method_target := line.split():
-            method, target, *fields = method_target
-            body = "&".join(fields).encode() or None
-            world.server.ask(method, f"/v2/keys{world.folder}{target}", body, FORM if body else {})
+def _do(world: World, text: str) -> None:
+    for line in lines(text):
+        method, target, *fields = line.split()
+        body = "&".join(fields).encode() or None
+        world.server.ask(method, f"/v2/keys{world.folder}{target}", body, FORM if body else {})
 
 
 _EVENTS = """
@@ -561,14 +579,8 @@ _EVENTS = """
 )
 def test_v2_streams_show_what_etcds_show(pair: Pair, target: str, last: str) -> None:
     """A stream of a tree, of a key, of a key whose folder goes away, of what is hidden."""
-    worlds = worlds_v2(pair, next(_NUMBERS))
-    try:
-        told = _at_once(lambda world: _streamed(world, target, lambda: _do(world, _EVENTS), last), worlds)
-    finally:
-        for world in worlds:
-            clear_v2(world)
-    left = unaccepted(f"GET {target}", differences(*told))
-    assert not left, "\n" + "\n".join(map(str, left))
+    act = partial(_do, text=_EVENTS)
+    _told_alike(pair, V2, f"GET {target}", lambda world: _streamed(world, target, act, last))
 
 
 @pytest.mark.parametrize(
@@ -578,29 +590,41 @@ def test_v2_streams_show_what_etcds_show(pair: Pair, target: str, last: str) -> 
 )  # fmt: skip
 def test_v2_watches_see_what_expires(pair: Pair, target: str, last: str) -> None:
     """A key and a folder whose time is up; the folder's own watchers, and those below it."""
-    worlds = worlds_v2(pair, next(_NUMBERS))
 
     def act(world: World) -> None:
         _do(world, "PUT /s/a value=one ttl=1\nPUT /s/d dir=true ttl=1\nPUT /s/d/x value=below")
         wait_until("all to expire", lambda: _is_gone(world, "/s/a") and _is_gone(world, "/s/d"))
 
-    try:
-        told = _at_once(lambda world: _streamed(world, target, lambda: act(world), last), worlds)
-    finally:
-        for world in worlds:
-            clear_v2(world)
-    left = unaccepted(f"GET {target}", differences(*told))
-    assert not left, "\n" + "\n".join(map(str, left))
+    _told_alike(pair, V2, f"GET {target}", lambda world: _streamed(world, target, act, last))
 
 
 def _is_gone(world: World, path: str) -> bool:
     return world.server.ask("GET", f"/v2/keys{world.folder}{path}").status == 404
 
 
-def _watched(world: World, creation: dict[str, Any], act: Callable[[], None]) -> dict[str, Any]:
-    """All events of a v3 watch, message by message, up to the key ``end``."""
+#: What a watch of all keys of the example sees; the last lease runs out.
+_EVENTS_V3 = (
+    _put_v3(b"a"), _put_v3(b"a", "Mg=="),
+    V3("kv/txn", {"success": [
+        {"request_put": {"key": Key(b"b"), "value": "MQ=="}}, {"request_put": {"key": Key(b"c"), "value": "MQ=="}},
+        {"request_delete_range": {"key": Key(b"a")}}, {"request_range": {"key": Key(b"b")}},
+    ]}),
+    V3("kv/deleterange", _ALL), V3("kv/deleterange", _ALL),
+    V3("lease/grant", {"ID": Lease(1), "TTL": 100}),
+    V3("kv/put", {"key": Key(b"l"), "lease": Lease(1)}), V3("kv/put", {"key": Key(b"m"), "lease": Lease(1)}),
+    V3("lease/revoke", {"ID": Lease(1)}),
+    V3("lease/grant", {"ID": Lease(2), "TTL": 1}), V3("kv/put", {"key": Key(b"n"), "lease": Lease(2)}),
+)  # fmt: skip
+
+
+def _watched(world: World, creation: dict[str, Any]) -> dict[str, Any]:
+    """All messages of a v3 watch of ``_EVENTS_V3``, up to the key ``end``."""
     told: dict[str, Any] = {"messages": []}
     body = V3("watch", {"create_request": creation}).body(world)
+
+    def leased() -> Any:
+        return world.server.v3("kv/range", {"key": world.key(b"n")}).json()
+
     with world.server.stream("POST", "/v3/watch", body) as stream:
         while (line := stream.line(10.0)) is not None:
             message = v3_body(line, world.base)
@@ -608,7 +632,9 @@ def _watched(world: World, creation: dict[str, Any], act: Callable[[], None]) ->
             created = message.get("result", {}).get("created")
             message.get("result", {})["header"] = "of now"
             if created:
-                act()
+                for step in _EVENTS_V3:
+                    world.server.outcome("POST", f"/v3/{step.path}", step.body(world))
+                wait_until("the lease to run out", lambda: "kvs" not in leased())
                 world.server.v3("kv/put", {"key": world.key(b"end")})
             if world.key(b"end") in line:
                 return told
@@ -618,36 +644,7 @@ def _watched(world: World, creation: dict[str, Any], act: Callable[[], None]) ->
 @pytest.mark.parametrize("more", [{}, {"prev_kv": True, "filters": ["NODELETE"]}], ids=["all", "puts with what was"])
 def test_v3_watches_show_what_etcds_show(pair: Pair, more: dict[str, Any]) -> None:
     """Puts, a transaction, a range that goes, a lease that is revoked and one that runs out."""
-    worlds = worlds_v3(pair, next(_NUMBERS))
-
-    def act(world: World) -> None:
-        def call(path: str, message: dict[str, Any]) -> None:
-            world.server.outcome("POST", f"/v3/{path}", V3(path, message).body(world))
-
-        call("kv/put", {"key": Key(b"a"), "value": "MQ=="})
-        call("kv/put", {"key": Key(b"a"), "value": "Mg=="})
-        call("kv/txn", {"success": [
-            {"request_put": {"key": Key(b"b"), "value": "MQ=="}}, {"request_put": {"key": Key(b"c"), "value": "MQ=="}},
-            {"request_delete_range": {"key": Key(b"a")}}, {"request_range": {"key": Key(b"b")}},
-        ]})  # fmt: skip
-        call("kv/deleterange", {"key": Key(b""), "range_end": Key(b"", plus=True)})
-        call("kv/deleterange", {"key": Key(b""), "range_end": Key(b"", plus=True)})
-        call("lease/grant", {"ID": Lease(1), "TTL": 100})
-        call("kv/put", {"key": Key(b"l"), "lease": Lease(1)})
-        call("kv/put", {"key": Key(b"m"), "lease": Lease(1)})
-        call("lease/revoke", {"ID": Lease(1)})
-        call("lease/grant", {"ID": Lease(2), "TTL": 1})
-        call("kv/put", {"key": Key(b"n"), "lease": Lease(2)})
-        wait_until("the lease to run out", lambda: "kvs" not in world.server.v3("kv/range", {"key": world.key(b"n")}).json())
-
-    creation = {"key": Key(b""), "range_end": Key(b"", plus=True)} | more
-    try:
-        told = _at_once(lambda world: _watched(world, creation, lambda: act(world)), worlds)
-    finally:
-        for world in worlds:
-            clear_v3(world)
-    left = unaccepted("POST /v3/watch", differences(*told))
-    assert not left, "\n" + "\n".join(map(str, left))
+    _told_alike(pair, V3, "POST /v3/watch", lambda world: _watched(world, _ALL | more))
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 4])

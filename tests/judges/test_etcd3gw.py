@@ -16,7 +16,8 @@ import pytest
 
 from cli import local
 
-from ..real.cluster import port_offset, request, wait_until
+from ..real.cluster import port_offset, request
+from ..waiting import wait_until
 from . import environment, suite
 
 SUITE = "etcd3gw.tests"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ..real.cluster import wait_until
+from ..waiting import wait_until
 from . import environment, suite
 
 SUITE = "etcd.tests.integration.test_simple"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from kernel.actor import Actor
 from kernel.dispatch import PoolDispatcher
 from kernel.system import System
 
+from ..waiting import wait_until
 from .world import PATIENCE_S, LoopThread, Recorder
 
 pytestmark = pytest.mark.timeout(30)
@@ -241,10 +241,7 @@ def test_the_pool_grows_when_the_only_idle_thread_is_already_spoken_for(pool: Po
     warm = threading.Event()
     pool.enqueue(_Run(warm.set))  # type: ignore[arg-type]
     assert warm.wait(PATIENCE_S)
-    deadline = time.monotonic() + PATIENCE_S
-    while not pool._idle:  # noqa: SLF001 - the thread goes idle right after its run
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until("the thread to go idle", lambda: pool._idle, PATIENCE_S)  # noqa: SLF001 - right after its run
     second_ran, first_saw = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -265,10 +262,10 @@ def test_a_pool_that_is_closed_lets_its_idle_threads_end() -> None:
     assert ran.wait(PATIENCE_S)
     pool.call_later(30, lambda: None)
     pool.close()
-    deadline = time.monotonic() + PATIENCE_S
-    while any(t.name.startswith("closing-pool") for t in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("closing-pool")]
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_restarts_work_on_a_real_loop(loop_thread: LoopThread) -> None:

@@ -1,8 +1,6 @@
 """A cluster of real host processes for a test, and the means to ask, break and watch it.
 
-:meth:`wait_until` is the only place that sleeps: a test says what must become true and by
-when, never how long something takes.  A cluster is always torn down, and a process that
-is left over fails the test that left it.
+A cluster is always torn down, and a process that is left over fails the test that left it.
 """
 
 from __future__ import annotations
@@ -16,48 +14,24 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 
 from cli import local
 from cli.session import Session
-from transport.client import ClientTimeout, UnreachableError
-from transport.router import RemoteError
+from transport.client import ClientTimeout
 
-T = TypeVar("T")
+from ..answers import Answer
+from ..waiting import PATIENCE_S, wait_until
 
-#: Seconds within which whatever a healthy cluster does is done, on a machine that is busy.
-PATIENCE_S = 40.0
-#: Seconds between two looks.
-LOOK_S = 0.05
 _LISTENED = (local.HTTP, local.TRANSPORT)
 #: Offsets keep every port below the range from which the system hands out free ones.
 _OFFSETS = range(1000, 25_000, 20)
-#: What may go wrong with a question to a cluster that is being hurt: it is asked again.
-NOT_YET = (RemoteError, ClientTimeout, UnreachableError, OSError, HTTPException, ValueError)
-
-
-def wait_until(what: str, condition: Callable[[], T | None], seconds: float = PATIENCE_S) -> T:
-    """Look until the condition gives something true, and return that; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    last: Any = None
-    while True:
-        try:
-            seen = condition()
-            if seen:
-                return seen
-            last = seen
-        except NOT_YET as error:
-            last = error
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} s; last seen: {last!r}")
-        time.sleep(LOOK_S)
 
 
 @contextmanager
@@ -107,36 +81,16 @@ def run_argosy(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An HTTP answer."""
-
-    status: int
-    headers: dict[str, str]
-    text: str
-
-    def json(self) -> Any:
-        """The body as data."""
-        return json.loads(self.text)
-
-    @property
-    def index(self) -> int:
-        """``X-Etcd-Index``."""
-        return int(self.headers["x-etcd-index"])
-
-
 def request(
     port: int, method: str, path: str, form: dict[str, str] | bytes | None = None, seconds: float = 10.0
-) -> Reply:
+) -> Answer:
     """One request to a door, on a connection of its own."""
     connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         headers = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(form).encode() if isinstance(form, dict) else form
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, text)
+        return Answer.read(connection.getresponse())
     finally:
         connection.close()
 
@@ -330,7 +284,7 @@ class Cluster:
     def http(
         self, number: int, method: str, path: str, form: dict[str, str] | bytes | None = None,
         seconds: float = 10.0,
-    ) -> Reply:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         """One request to the door of machine ``number``."""
         return request(self.client_port(number), method, path, form, seconds)
 
@@ -365,8 +319,8 @@ class Cluster:
 
     def log(self, unit: str, lines: int = 1000) -> list[str]:
         """What a unit printed."""
-        answer = self.ask("unit.logs", unit=unit, lines=lines)
-        return [line.partition(" ")[2] for line in answer["lines"]]
+        answer = self.ask("unit.logs", units=[unit], lines=lines)
+        return [text for stream in answer["streams"] for _, text, _ in stream["lines"]]
 
     def states(self) -> dict[str, str]:
         """Machine states by name."""

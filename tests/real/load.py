@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from ..answers import Answer
 from ..judges.environment import etcd_under_test
-from ..judges.servers import Answer, Server, plain_variables
+from ..judges.servers import Server, plain_variables
 from ..sim.linearizability import FOREVER, UNKNOWN, Operation, Verdict, check
-from .cluster import port_offset, signal_process, wait_until
+from ..waiting import wait_until
+from .cluster import port_offset, signal_process
 
 #: Seconds within which a cluster has a leader again, or a member is up.
 SOON_S = 15.0
@@ -226,9 +228,7 @@ def exchange(connection: HTTPConnection, method: str, target: str, body: bytes |
     if target.startswith("/v2/members"):
         kind = "application/json"
     connection.request(method, target, body, {} if body is None else {"Content-Type": kind})
-    answer = connection.getresponse()
-    text = answer.read().decode(errors="backslashreplace")
-    return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, text)
+    return Answer.read(connection.getresponse(), errors="backslashreplace")
 
 
 # -- clients ---------------------------------------------------------------------------------------

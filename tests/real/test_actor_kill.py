@@ -10,9 +10,10 @@ import pytest
 from cli import demo
 from cli.session import Session
 
-from .cluster import Cluster, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster
 
-OWN_ACTORS = ("raft", "machine", "scheduler", "lock-manager", "control", "gateway")
+OWN_ACTORS = ("raft", "machine", "scheduler", "timers", "lock-manager", "control", "gateway")
 
 
 @pytest.fixture(scope="module")

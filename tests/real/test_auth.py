@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from ..judges.servers import Answer
-from .cluster import wait_until
-from .test_v3 import SOON_S, Peers, b64, create, prefix, running, text, undisturbed
+from ..answers import Answer
+from ..waiting import wait_until
+from .test_v3 import SOON_S, OpenRequest, Peers, b64, create, prefix, running, text, undisturbed
 
 ROOT = ("root", "secret-of-root")
 AL = ("al", "secret-of-al")
@@ -340,6 +340,38 @@ def test_watches_and_leases_keep_to_the_rules(three: Guarded) -> None:
         three.refused("kv/lease/revoke", {"ID": lease}, al, number)
     assert peers.did(0, "kv/range", {"key": b64("/other/leased")}, root)["count"] == "1"
     peers.did(0, "lease/revoke", {"ID": lease}, root)
+
+
+def test_an_open_stream_keeps_to_the_rules(three: Guarded) -> None:
+    """Each creation on it is looked at by itself, with the rights and the token of that moment."""
+    peers, root = three.peers, three.tokens["root"]
+    refused = {"created": True, "canceled": True, "watch_id": "-1"}
+    peers.did(0, "auth/user/add", {"name": "bo", "password": "secret-of-bo"}, root)
+    peers.did(0, "auth/user/grant", {"user": "bo", "role": "app"}, root)
+    try:
+        token = three.token("bo", "secret-of-bo")
+        for first, status, code in (({"Authorization": token}, 403, 7), ({"Authorization": "x"}, 401, 16), ({}, 400, 3)):
+            with OpenRequest(peers.doors[0], "/v3/watch", *map(": ".join, first.items())) as denied:
+                denied.send(create("/other"))
+                assert (denied.message()["code"], denied.status) == (code, status)
+        with OpenRequest(peers.doors[0], "/v3/watch", f"Authorization: {token}") as watch:
+            watch.send(create("/app/"))
+            assert watch.message()["result"]["created"]
+            watch.send(create("/other"))
+            denial = watch.message()["result"]
+            assert denial | refused == denial and "PermissionDenied" in denial["cancel_reason"]
+            watch.send(create("/app/"))
+            assert watch.message()["result"]["watch_id"] == "1"
+            watch.send({"cancel_request": {"watch_id": 1}})
+            assert watch.message()["result"]["canceled"]
+            peers.did(0, "auth/user/changepw", {"name": "bo", "password": "secret-changed"}, root)
+            watch.send(create("/app/"))
+            denial = watch.message()["result"]
+            assert denial | refused == denial and "Unauthenticated" in denial["cancel_reason"]
+            peers.did(0, "kv/put", {"key": b64("/app/open"), "value": ""}, root)
+            assert text(watch.message()["result"]["events"][0]["kv"]["key"]) == "/app/open"
+    finally:
+        peers.did(0, "auth/user/delete", {"name": "bo"}, root)
 
 
 @pytest.mark.parametrize("op", ["request_put", "request_delete_range"])

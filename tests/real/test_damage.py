@@ -10,7 +10,8 @@ import pytest
 
 from brain import wal
 
-from .cluster import Cluster, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster
 
 _RECORD = struct.Struct("<II")  # length, checksum: the format is described in brain/wal.py
 

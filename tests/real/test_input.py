@@ -24,8 +24,8 @@ def test_a_bad_unit_file_changes_nothing(cluster: Cluster, tmp_path: Path) -> No
     before = revision(cluster)
     done = cluster.argosy("unit", "submit", str(good), str(bad))
     assert done.returncode == 2
-    assert "bad.service:3: Restrt: unknown key in [Service] (did you mean Restart?)" in done.stderr
-    assert "bad.service:5: Port: '1x' is not NAME or NAME:NUMBER" in done.stderr
+    assert "bad.service:3:8: Restrt: unknown key in [Service] (did you mean Restart?)" in done.stderr
+    assert "bad.service:5:6: Port: '1x' is not NAME or NAME:NUMBER" in done.stderr
     assert revision(cluster) == before
     assert cluster.argosy("unit", "cat", "good").returncode == 1
 

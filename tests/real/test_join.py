@@ -10,7 +10,8 @@ from typing import IO
 
 import pytest
 
-from .cluster import argosy_command, environment, port_offset, request, run_argosy, wait_until
+from ..waiting import wait_until
+from .cluster import argosy_command, environment, port_offset, request, run_argosy
 
 
 class Hosts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from .cluster import Cluster, alive, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster, alive
 
 #: Prints a number each 50 ms, from 1 on.
 COUNTER = """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-from .cluster import Cluster, argosy_command, environment, signal_process, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster, argosy_command, environment, signal_process
 
 
 def group(cluster: Cluster, name: str) -> dict:  # type: ignore[type-arg]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, alive, processes_of, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster, alive, processes_of
 
 FENCED = Path(__file__).parent / "data" / "fenced.py"
 #: Seconds that a machine is silent at least in the test of a pause: more than its lease lasts.

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from .cluster import Cluster, alive, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster, alive
 
 UNIT = "[Service]\nExecStart=/bin/sleep 100000\nRestart=always\n[X-Fleet]\nMachineID={machine}\n"
 KEEP = UNIT + "[X-Argosy]\nOnPartition=keep\n"

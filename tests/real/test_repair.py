@@ -10,7 +10,8 @@ from pathlib import Path
 
 from brain import wal
 
-from .cluster import Cluster, argosy_command, environment, port_offset, request, run_argosy, wait_until
+from ..waiting import wait_until
+from .cluster import Cluster, argosy_command, environment, port_offset, request, run_argosy
 
 Made = Callable[..., Cluster]
 

@@ -256,3 +256,33 @@ def test_a_service_that_eats_too_much(cluster: Cluster) -> None:
     row = reaches(cluster, "greedy", "failed/failed")
     assert row["result"] == "oom-kill"
     assert alive(cluster.host_pid("m1"))
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+def test_a_unit_that_shouts_is_stopped_as_any_other(cluster: Cluster) -> None:
+    """Endless output holds up neither its shim nor the host."""
+    submit(cluster, "loud", "ExecStart=/usr/bin/yes")
+    cluster.start("loud")
+    cluster.ok("unit", "stop", "loud")
+    assert sub(cluster, "loud") == "inactive/dead"
+
+
+def test_logs_of_instances_are_merged_and_outlive_their_unit(cluster: Cluster) -> None:
+    """By time, with the unit in front; as JSON with the invocation; --since leaves out the old."""
+    submit(cluster, "teller@", "Type=oneshot", f"ExecStart={UNIT} say I-am-%i")
+    for instance in ("a", "b", "a"):
+        cluster.ok("unit", "start", f"teller@{instance}")
+    lines = cluster.ok("unit", "logs", "teller@").splitlines()
+    assert [line.split()[-2:] for line in lines] == [
+        ["teller@a.service", "I-am-a"], ["teller@b.service", "I-am-b"], ["teller@a.service", "I-am-a"],
+    ]  # fmt: skip
+    rows = cluster.json("unit", "logs", "teller@*")
+    assert len({row["invocation"] for row in rows}) == 3 and rows[0]["machine"] == "m1"
+    assert cluster.ok("unit", "logs", "--since", "2999-01-01 00:00", "teller@a") == ""
+    cluster.destroy("teller@a")
+    submit(cluster, "teller@a", "ExecStart=/bin/true")
+    assert cluster.ok("unit", "logs", "--lines", "1", "teller@a").endswith("I-am-a\n")
+    bad = cluster.argosy("unit", "logs", "--since", "yesterday-ish", "teller@a")
+    assert bad.returncode == 2 and "a time span like 10min" in bad.stderr

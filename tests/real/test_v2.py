@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from .cluster import Cluster, Reply, request, wait_until
+from ..answers import Answer
+from ..waiting import wait_until
+from .cluster import Cluster, request
 
 TRANSCRIPT = json.loads((Path(__file__).parent / "data" / "v2-transcript.json").read_text())
 #: The index of the first write of the recording.
@@ -72,7 +74,7 @@ def poll(cluster: Cluster) -> Iterator[Any]:
         one.close()
 
 
-def _put(cluster: Cluster, number: int, key: str, value: str, **more: str) -> Reply:
+def _put(cluster: Cluster, number: int, key: str, value: str, **more: str) -> Answer:
     reply = cluster.http(number, "PUT", f"/v2/keys{key}", {"value": value, **more})
     assert reply.status in (200, 201), reply.text
     return reply
@@ -146,7 +148,7 @@ def test_etcd_transcript(fresh_cluster: Cluster) -> None:
 # -- one keyspace behind three doors ---------------------------------------------------------------
 
 
-def _shows(read: Callable[[], Reply], node: dict[str, Any]) -> bool:
+def _shows(read: Callable[[], Answer], node: dict[str, Any]) -> bool:
     reply = read()
     return reply.status == 200 and reply.json()["node"] == node
 

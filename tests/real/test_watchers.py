@@ -11,7 +11,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from .cluster import wait_until
+from ..waiting import wait_until
 from .test_v3 import Peers, b64, prefix, running, text
 
 WATCHERS, KEYS, ROUNDS = 10_000, 1_000, 3
@@ -42,8 +42,8 @@ class _Watch(asyncio.Protocol):
         self._head = head
         self.data = bytearray()
         self.stands = asyncio.get_running_loop().create_future()
+        self.heard_all = asyncio.get_running_loop().create_future()
         self.ended = False
-        self.count = 0
 
     def connection_made(self, transport: Any) -> None:
         transport.write(self._ask)
@@ -52,12 +52,14 @@ class _Watch(asyncio.Protocol):
         self.data += data
         if not self.stands.done() and self._head in self.data:
             self.stands.set_result(None)
-        self.count = self.data.count(self._mark)
+        if not self.heard_all.done() and self.data.count(self._mark) >= ROUNDS:
+            self.heard_all.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.ended = True
-        if not self.stands.done():
-            self.stands.set_exception(error or ConnectionError("closed"))
+        for awaited in (self.stands, self.heard_all):
+            if not awaited.done():
+                awaited.set_exception(error or ConnectionError("closed"))
 
     def messages(self) -> list[Any]:
         """The JSON of all chunks."""
@@ -103,13 +105,6 @@ async def _write(port: int, numbers: list[int], round_: int) -> None:
         writer.close()
 
 
-async def _until(what: str, condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        await asyncio.sleep(0.05)
-
-
 async def _watched(peers: Peers) -> dict[int, list[list[tuple[int, str]]]]:
     """What every watcher of every key saw."""
     loop = asyncio.get_running_loop()
@@ -132,7 +127,7 @@ async def _watched(peers: Peers) -> dict[int, list[list[tuple[int, str]]]]:
         for round_ in range(ROUNDS):
             shares = [list(range(start, KEYS, WRITING)) for start in range(WRITING)]
             await asyncio.gather(*(_write(peers.doors[n % 3], share, round_) for n, share in enumerate(shares)))
-        await _until("every event", lambda: all(w.count >= ROUNDS for w in watches), 20)
+        await asyncio.wait_for(asyncio.gather(*(watch.heard_all for watch in watches)), 20)
         assert not any(watch.ended for watch in watches)
         seen: dict[int, list[list[tuple[int, str]]]] = {}
         for watch in watches:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .nets import Cluster
+from .nets import Cluster, Loopback
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """Another authority of the same cluster name: what a forger would make."""
     return Cluster(Path(tmp_path_factory.mktemp("forged")))
+
+
+@pytest.fixture
+def loopback(cluster: Cluster) -> Loopback:
+    """Opens nets of that cluster."""
+    return Loopback(cluster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 from transport import tls
 from transport.frames import FrameReader, frame
-from transport.tcp import TcpNet
+from transport.handshake import GUEST, Hello
+from transport.tcp import CONTROL, TcpNet, _Link, _Peer
 
 #: Seconds anything on loopback may take before it counts as stuck.
 PATIENCE_S = 10.0
 LOOPBACK = "127.0.0.1"
+GUEST_HELLO = Hello("", "", "", GUEST, 0).encode()
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
@@ -23,18 +26,6 @@ async def until(condition: Callable[[], object], what: str, seconds: float = PAT
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, f"waited in vain: {what}"
         await asyncio.sleep(0.002)
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run one scenario on a loop of its own; a problem on the loop is a failure."""
-    problems: list[dict[str, Any]] = []
-
-    async def watched() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
-        await asyncio.wait_for(scenario(), 3 * PATIENCE_S)
-
-    asyncio.run(watched())
-    assert problems == []
 
 
 class Cluster:
@@ -79,9 +70,21 @@ class Net:
         """All reasons for which links were refused here, as one text."""
         return "; ".join(self.net.counters.refused)
 
-    def error(self, machine: str) -> str:
+    async def linked(self, seconds: float = PATIENCE_S) -> None:
+        """Wait until links stand on both lanes to the one other machine."""
+        await until(lambda: self.net.links_up() == 2, f"the links of {self.net.machine}", seconds)
+
+    def inbound(self) -> set[_Link]:
+        """Links that were opened to here and are ready."""
+        return self.net._inbound  # noqa: SLF001
+
+    def peer(self, machine: str, lane: int) -> _Peer:
+        """The link to a machine that is opened again and again."""
+        return self.net._peers[(machine, lane)]  # noqa: SLF001
+
+    def error(self, machine: str, lane: int = CONTROL) -> str:
         """The last reason for which no link to a machine could be opened."""
-        return self.net._peers[(machine, 0)].last_error  # noqa: SLF001
+        return self.peer(machine, lane).last_error
 
     async def close(self) -> None:
         """Close everything and let the sockets go."""
@@ -181,3 +184,82 @@ def bare_context(folder: Path | None) -> ssl.SSLContext:
     if folder is not None:
         context.load_cert_chain(folder / "host.crt", folder / "host.key")
     return context
+
+
+class Loopback:
+    """Opens what a test needs, as machines of one cluster, and closes all of it in the end."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._servers: list[Net | Impostor] = []
+        self._strangers: list[Stranger] = []
+
+    def net(self, machine: str, identity: Path | None = None) -> Net:
+        """The net of a machine, with the certificate of that machine unless another one is given."""
+        return self._kept(Net(machine, identity or self.cluster.identity(machine)))
+
+    def plain(self, machine: str, cluster: str = "c1") -> Net:
+        """The net of a machine without TLS."""
+        return self._kept(Net(machine, None, cluster))
+
+    def _kept(self, net: Net) -> Net:
+        self._servers.append(net)
+        return net
+
+    async def pair(self) -> tuple[Net, Net]:
+        """Two nets that keep links to each other, up on both lanes."""
+        one, two = self.net("m1"), self.net("m2")
+        addresses = {"m1": await one.serve(), "m2": await two.serve()}
+        for net in (one, two):
+            net.net.set_peers(addresses)
+        for net in (one, two):
+            await net.linked()
+        return one, two
+
+    def impostor(self, hello: bytes, context: ssl.SSLContext | None, hang_up: bool = False) -> Impostor:
+        """A server that is no net."""
+        made = Impostor(hello, context, hang_up)
+        self._servers.append(made)
+        return made
+
+    async def stranger(self, net: Net, identity: Path | None = None) -> Stranger:
+        """Somebody at the door of a net, with TLS if the net has it."""
+        made = await Stranger.connect(net.port, bare_context(identity) if net.net.server_tls else None)
+        self._strangers.append(made)
+        return made
+
+    async def guest(self, net: Net) -> Stranger:
+        """A stranger who says that he is a guest."""
+        made = await self.stranger(net)
+        made.send(GUEST_HELLO)
+        return made
+
+    async def close(self) -> None:
+        """Close everything."""
+        for stranger in self._strangers:
+            stranger.close()
+        for server in self._servers:
+            await server.close()
+
+
+def scenario(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test with a ``loopback`` on a loop of its own; a problem on the loop is a failure."""
+
+    @functools.wraps(test)
+    def run(loopback: Loopback, **fixtures: Any) -> None:
+        problems: list[dict[str, Any]] = []
+
+        async def closed_afterwards() -> None:
+            try:
+                await test(loopback=loopback, **fixtures)
+            finally:
+                await loopback.close()
+
+        async def watched() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+            await asyncio.wait_for(closed_afterwards(), 3 * PATIENCE_S)
+
+        asyncio.run(watched())
+        assert problems == []
+
+    return run

@@ -1,0 +1,188 @@
+"""The keeper of timers: starts services when their timers elapse, beside the Raft leader.
+
+Every host has one; only the one on the leader acts.  An elapse is acted on in one transaction
+that holds only while its host leads, while the timer's record is as it was seen and while the
+service is: so each fires once in the whole cluster, also when the leader changes in between.
+Nothing is written between two elapses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from brain.store import Item
+from fleet import timer, unitfile
+from fleet.names import parse
+from fleet.timer import Record, Target, TimerSpec
+from kernel.actor import Timer, handles
+from kernel.ports import Ports
+
+from .brain_client import STATES, TIMERS, UNITS, BrainActor
+from .raft_messages import LeaderChanged
+
+logger = logging.getLogger("argosy.timers")
+
+#: Longest time (seconds) between two looks: the wall clock may be set.
+LOOK_S_MAX = 30.0
+#: Seconds after which what could not be written is tried again.
+RETRY_S = 0.5
+#: Times that are kept of the services, by unit: (active since, inactive since).
+_BUSY = ("active", "activating", "reloading", "deactivating")
+
+
+class Timers(BrainActor):
+    """See the module docstring."""
+
+    def __init__(self, ports: Ports, raft_ref: Any) -> None:
+        super().__init__(raft_ref)
+        self._ports = ports
+        self.active = False
+        self._term = 0
+        self._pictures: dict[bytes, Any] = {}
+        self._specs: dict[tuple[str, str], TimerSpec | None] = {}
+        self._next: Timer | None = None
+        self._busy = False
+        self.fired = 0
+
+    def on_start(self) -> None:
+        """Wait for leadership."""
+        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
+
+    @handles(LeaderChanged)
+    def _on_leader(self, message: LeaderChanged) -> None:
+        self.drop_mirrors()
+        self._pictures = {}
+        self.active, self._term = message.leading, message.term
+        self._busy = False
+        if message.leading:
+            for prefix in (UNITS, TIMERS, STATES):
+                self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(0.0), self._on_change)
+
+    def _on_change(self, key: bytes, item: Item | None, prev: Item | None) -> None:
+        del item, prev
+        if not key.startswith(UNITS) or key.endswith(b".timer") or self._started():
+            self._arm(0.0)
+
+    def _started(self) -> bool:
+        return bool(self._pictures and self._pictures[TIMERS].items)
+
+    def _arm(self, seconds: float) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self.after(seconds, self._look)
+
+    def _look(self) -> None:
+        """Act on the first timer that is due; else wait for the next."""
+        self._next = None
+        pictures = self._pictures
+        if not self.active or self._busy or not pictures or not all(p.ready for p in pictures.values()):
+            return
+        now = self._ports.clock.wall()
+        wait = LOOK_S_MAX
+        for name, (wanted, spec) in sorted(self._wanted().items()):
+            item = pictures[TIMERS].items.get(TIMERS + name.encode())
+            known = json.loads(item.value) if item is not None else {}
+            if item is None or known["hash"] != wanted["hash"]:
+                self._keep(name, item, {"hash": wanted["hash"], "since": now, "last": 0.0, "fired": 0.0}, [], [])
+                return
+            record = Record(known["since"], known["last"], known["fired"])
+            elapse = timer.next_elapse(spec, record, self._target(spec.unit), now)
+            if elapse is not None and elapse <= now:
+                self._fire(name, item, known, spec, elapse, now)
+                return
+            if elapse is not None:
+                wait = min(wait, elapse - now)
+        if self._forget_stopped():
+            return
+        if self._started():
+            self._arm(wait)
+
+    def _wanted(self) -> dict[str, tuple[dict[str, Any], TimerSpec]]:
+        found = {}
+        for key, item in self._pictures[UNITS].items.items():
+            if key.endswith(b".timer"):
+                name = key[len(UNITS) :].decode()
+                wanted = json.loads(item.value)
+                spec = self._spec(name, wanted) if wanted["desired"] == "launched" else None
+                if spec is not None:
+                    found[name] = (wanted, spec)
+        return found
+
+    def _spec(self, name: str, wanted: dict[str, Any]) -> TimerSpec | None:
+        key = (name, wanted["hash"])
+        if key not in self._specs:
+            try:
+                self._specs[key] = unitfile.load_timer(name, wanted["content"])
+            except ValueError as error:  # checked at submit; another version may have taken it
+                logger.error("%s", error)
+                self._specs[key] = None
+        return self._specs[key]
+
+    def _states(self, unit: str) -> list[dict[str, Any]]:
+        tail = b"/" + unit.encode()
+        items = self._pictures[STATES].items
+        return [json.loads(item.value) for key, item in items.items() if key.endswith(tail)]
+
+    def _target(self, unit: str) -> Target:
+        states = self._states(unit)
+        active = [s["since"] for s in states if s["active"] in _BUSY]
+        ended = [s["since"] for s in states if s["active"] in ("inactive", "failed") and s.get("last_exit")]
+        return Target(max(active, default=0.0), max(ended, default=0.0))
+
+    def _fire(
+        self, name: str, item: Item, known: dict[str, Any], spec: TimerSpec, elapse: float, now: float
+    ) -> None:
+        compares: list[Any] = []
+        changes: list[Any] = []
+        if any(state["active"] in _BUSY for state in self._states(spec.unit)):
+            logger.info("%s elapsed while %s runs still: nothing is started", name, spec.unit)
+        else:
+            compares, changes = self._start(name, spec.unit)
+        late = max(elapse, now) if spec.persistent else elapse
+        self._keep(name, item, {**known, "last": late, "fired": now}, compares, changes)
+
+    def _start(self, name: str, unit: str) -> tuple[list[Any], list[Any]]:
+        """The steps that start a service, as ``unit start`` would."""
+        units = self._pictures[UNITS].items
+        key = UNITS + unit.encode()
+        item = units.get(key)
+        template = units.get(UNITS + parse(unit).template.encode()) if parse(unit).template else None
+        if item is None and template is None:
+            logger.warning("%s elapsed, but no unit is called %s", name, unit)
+            return [], []
+        record = json.loads((item or template).value)  # type: ignore[union-attr]
+        changed = {**record, "desired": "launched", "restarts": record.get("restarts", 0) + 1}
+        value = json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
+        return [[key, "mod", "=", item.mod if item is not None else 0]], [["put", key, value]]
+
+    def _forget_stopped(self) -> bool:
+        """A timer that was stopped begins anew when it is started again."""
+        wanted = self._wanted()
+        for key, item in self._pictures[TIMERS].items.items():
+            if key[len(TIMERS) :].decode() not in wanted:
+                self._commit([[key, "mod", "=", item.mod]], [["delete", key]])
+                return True
+        return False
+
+    def _keep(
+        self, name: str, item: Item | None, record: dict[str, Any], compares: list[Any], changes: list[Any]
+    ) -> None:
+        key = TIMERS + name.encode()
+        value = json.dumps(record, sort_keys=True).encode()
+        guard = [key, "mod", "=", item.mod if item is not None else 0]
+        self._commit([guard, *compares], [["put", key, value], *changes])
+        self.fired += bool(changes)
+
+    def _commit(self, compares: list[Any], changes: list[Any]) -> None:
+        self._busy = True
+        term = self._term
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if term != self._term:
+                return
+            self._busy = False
+            self._arm(RETRY_S if error is not None or not result["succeeded"] else 0.0)
+
+        self.propose(["txn", compares, changes, []], done, 5.0, term)

@@ -1,0 +1,115 @@
+"""Debian's ``etcdctl`` with version 2 of the API: runs lines of a scenario and compares what it says.
+
+Exit status, standard output and standard error must be the same after :func:`normal`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import compare
+from .lines import with_indexes
+from .servers import Pair, Server, debian_program, plain_variables
+
+#: Seconds for one command.
+COMMAND_S = 8.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Etcdctl:
+    """``etcdctl`` at one server, for one scenario."""
+
+    def __init__(self, server: Server, folder: str) -> None:
+        self.server = server
+        self.folder = folder
+        self.base = server.v2_index(folder)
+        self._program = debian_program("etcdctl")
+
+    def words(self, line: str) -> list[str]:
+        """A line as arguments for this server."""
+        line = with_indexes(line, self.server, self.folder)
+        line = line.replace("{peer}", f"http://127.0.0.1:{self.server.peer_ports[0]}")
+        return [word.replace("@", self.folder) for word in shlex.split(line)]
+
+    def command(self, line: str) -> tuple[list[str], dict[str, str]]:
+        """Command line and environment."""
+        words = [str(self._program), "--endpoints", self.server.url, *self.words(line)]
+        return words, {**plain_variables(), "ETCDCTL_API": "2"}
+
+    def run(self, line: str) -> Said:
+        """Run a line to its end."""
+        stdin, bar, rest = line.rpartition(" | ") if re.match(r"\w[\w ]* \| ", line) else ("", "", line)
+        command, variables = self.command(rest)
+        try:
+            done = subprocess.run(
+                command, env=variables, input=stdin + "\n" if bar else "", capture_output=True, text=True,
+                timeout=COMMAND_S, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            return Said(999, str(late.stdout or ""), f"not done within {COMMAND_S:g} s: {late.stderr!r}")
+        return Said(done.returncode, done.stdout, done.stderr)
+
+
+def normal(text: str, etcdctl: Etcdctl, line: str) -> str:
+    """What may differ between two servers without being a difference.
+
+    Ports, ids, names of members, which of them leads, how many they are, the URL a request
+    went to; times, and what is left of a TTL to the nearest ten; indexes count from the
+    start of the scenario; the order of ``ls`` unless it was asked for.
+    """
+    base = etcdctl.base
+
+    def counted(match: re.Match[str]) -> str:
+        return f"{match[1]}{compare.counted(int(match[2]), base)}"
+
+    text = re.sub(r"http://127\.0\.0\.1:\d+(, ?http://127\.0\.0\.1:\d+)*", "URLS", text)
+    text = re.sub(r"\b[0-9a-f]{15,16}\b", "ID", text)
+    text = re.sub(r"name=\S+", "name=NAME", text)
+    text = re.sub(r"isLeader=(true|false)", "isLeader=MAYBE", text)
+    text = compare.EXPIRATION.sub("TIME", text)
+    text = re.sub(r"(?m)^\d{4}-\d\d-\d\d [\d:.]+ (?=[A-Z] \|)", "TIME ", text)
+    text = re.sub(r'((?:TTL: |"ttl":))(\d+)', lambda m: m[1] + compare.about(int(m[2])), text)
+    text = re.sub(r'((?:-Index: |\nIndex: |Index":|_INDEX=|(?:prevIndex|waitIndex)=))(\d+)', counted, text)
+    text = re.sub(r"(\) \[)(\d+)(?=\])", counted, text)
+    text = compare.v2_cause(text, base)
+    if "-u " in line:  # how many indexes a change to a user takes is the server's own affair
+        text = re.sub(r"in-order[+-]\d+", "in-order", text)
+    lines = text.splitlines()
+    kept: list[str] = []
+    for one in lines:
+        if not (kept and one == kept[-1] and ("name=NAME" in one or "is healthy" in one)):
+            kept.append(one)
+    if re.search(r"\bls\b", line) and "--sort" not in line:
+        kept.sort()
+    return "\n".join(kept) + text[len(text.rstrip("\n")) :]
+
+
+def differing(theirs: Etcdctl, ours: Etcdctl, lines: list[str]) -> Iterator[str]:
+    """Run the lines on both; what is not the same."""
+    for line in lines:
+        one, other = theirs.run(line), ours.run(line)
+        for what, there, here in (
+            ("status", str(one.status), str(other.status)),
+            ("stdout", normal(one.stdout, theirs, line), normal(other.stdout, ours, line)),
+            ("stderr", normal(one.stderr, theirs, line), normal(other.stderr, ours, line)),
+        ):
+            if there != here:
+                yield f"etcdctl {line}\n    {what}: etcd {there!r}\n    {' ' * len(what)}  ours {here!r}"
+
+
+def both(pair: Pair, name: str) -> tuple[Etcdctl, Etcdctl]:
+    """``etcdctl`` at both servers, for one scenario."""
+    folder = f"/ctl-{re.sub(r'[^a-z]', '-', name)}"
+    return Etcdctl(pair.theirs, folder), Etcdctl(pair.ours, folder)
