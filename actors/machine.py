@@ -29,6 +29,8 @@ logger = logging.getLogger("argosy.machine")
 LEASE_S = 4.0
 #: Seconds between keepalives.
 KEEP_ALIVE_S = 0.5
+#: Seconds between two looks for containers that belong to no unit.
+SWEEP_S = 30.0
 #: Keepalives that may be under way.
 KEEP_ALIVES_MAX = 4
 #: Shares of the lease after which shims stop, then kill, what the machine may not run any more;
@@ -91,6 +93,7 @@ class Machine(BrainActor):
         self._picture = self.mirror(self._prefix, self._on_places, self._on_place)
         self._find_lease()
         self.every(KEEP_ALIVE_S, self._keep_alive)
+        self.every(SWEEP_S, self._sweep_containers)
 
     # -- the lease -------------------------------------------------------------------------
 
@@ -263,7 +266,8 @@ class Machine(BrainActor):
                 self._swept = False
                 return
             placed = {key[len(self._prefix) :].decode() for key, _ in answer[1][0]}
-            for unit in self._ports.processes.existing():
+            containers = self._ports.containers
+            for unit in self._ports.processes.existing() + (containers.existing() if containers else []):
                 if unit not in placed and unit not in self.units:
                     logger.info("unit %s is not placed here: ending it", unit)
                     self._supervise(unit)
@@ -276,6 +280,12 @@ class Machine(BrainActor):
             return store.revision, [store.range(low, prefix_end(low)) for low in ranges]
 
         self.ask_then(self.raft_ref, Query(read, linearizable=True), 6.0, listed)
+
+    def _sweep_containers(self) -> None:
+        """From time to time: containers that are no unit's here are removed."""
+        if self._ports.containers is not None and self._swept and self._picture.ready and self.lease_held:
+            placed = {key[len(self._prefix) :].decode() for key in self._picture.items}
+            self._ports.containers.sweep_soon(placed | set(self.units))
 
     def _recall(self, key: bytes, item: Item) -> None:
         unit = key[len(self._states_prefix) :].decode()

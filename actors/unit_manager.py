@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from fleet import execution, service, unitfile
+from fleet import container, execution, service, unitfile
 from fleet.service import Arm, Changed, Disarm, Exit, Extend, FindMain, Kill, Run, Sub
 from fleet.spec import Condition, UnitSpec
 from kernel.actor import Actor, Timer, handles
@@ -25,6 +25,8 @@ SHIM_RETRY_S = 1.0
 STARTING_PROBE_S = 0.1
 #: Seconds between two looks for the PID file of a service that is starting.
 PID_FILE_S = 0.1
+#: Exit status of a container that could not be made or started, as the engine's own clients have it.
+NOT_CREATED = 125
 #: Times that the main process of a forking service is looked for, when several are left.
 GUESSES_MAX = 5
 #: Sub-states in which a service is on its way down.
@@ -124,9 +126,11 @@ class UnitManager(Actor):
         self.spec: UnitSpec | None = None
         self.service: service.Service | None = None
         self._handle: Any = None
+        self._reached: Any = None  # the port that the handle is of
         self._connected = False
         self._empty = True
         self._main_pid = 0
+        self._container = ""
         self._meta: dict[str, Any] = {}
         self._timers: dict[str, tuple[Timer, float]] = {}  # by kind: the timer, and when it is due
         self._asking = False
@@ -168,7 +172,23 @@ class UnitManager(Actor):
             self.spec = self.service = None
             self._problem = str(error)
 
+    @property
+    def _port(self) -> Any:
+        """Where the unit runs: this machine's processes, or its engine."""
+        containers = self._ports.containers
+        if self.spec is not None and self.spec.container is not None:
+            return containers
+        if self.spec is None and containers is not None and self.unit in containers.existing():
+            return containers
+        return self._ports.processes
+
     def _reach(self) -> None:
+        self._reached = self._port
+        if self._reached is None:
+            self._problem = "this machine has no engine for containers (see the key engine of its configuration)"
+            self.after(SHIM_RETRY_S, self._reach)
+            self._report()
+            return
         fenced = self.spec is None or self.spec.on_partition == "stop"
         inbox, life = self.actor_inbox, self.actor_inbox.incarnation
 
@@ -176,7 +196,7 @@ class UnitManager(Actor):
             if inbox.incarnation == life and not inbox.closed:
                 inbox.post(lambda: self._on_event(event))
 
-        self._handle = self._ports.processes.open(self.unit, fenced, on_event)
+        self._handle = self._reached.open(self.unit, fenced, on_event)
 
     # -- what the machine says ----------------------------------------------------------------
 
@@ -235,7 +255,10 @@ class UnitManager(Actor):
 
     @handles(Reload)
     def _on_reload(self, _: Reload) -> None:
-        if self.service is not None:
+        inner = self.spec.container if self.spec is not None else None
+        if inner is not None and inner.reload_signal and self._handle is not None:
+            self._handle.kill(inner.reload_signal, False)
+        elif self.service is not None:
             self._act(self.service.reload())
 
     def _leave(self) -> None:
@@ -257,6 +280,10 @@ class UnitManager(Actor):
         assert placement is not None
         if idle and self._loaded_is_stale(placement):
             self._load(placement)
+        if self._port is not self._reached:  # it was a process and is a container now, or the reverse
+            self._connected = False
+            self._handle.quit()  # ``lost`` follows, and then the other one is reached
+            return
         if self.service is None:
             self._report()
             return
@@ -350,6 +377,8 @@ class UnitManager(Actor):
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["ev"]
+        if self.spec is not None and self.spec.container is not None and self.spec.type == "oneshot":
+            event = _as_step(event)
         if kind == "hello":
             self._on_hello(event)
         elif kind == "lost":
@@ -358,12 +387,13 @@ class UnitManager(Actor):
             self._empty = False
             if event["main"]:
                 self._main_pid = event["pid"]
+                self._container = event.get("container", "")
                 if self.service is not None:
                     self._act(self.service.main_started())
             self._report()
         elif kind == "failed":
             self._problem = event["error"]
-            self._ended(event["step"], event["main"], Exit(code=event["code"]))
+            self._ended(event["step"], event["main"], Exit(code=event.get("code", NOT_CREATED)))
         elif kind == "ended":
             self._fenced = self._fenced or bool(event.get("fenced"))
             self._ended(event["step"], event["main"], _exit_of(event))
@@ -372,6 +402,8 @@ class UnitManager(Actor):
         elif kind == "notify":
             if self.service is not None:
                 self._act(self.service.notified(event["said"]))
+        elif kind in ("pulling", "pulled", "waiting", "health") and self.service is not None:
+            self._on_engine(kind, event)
         elif kind == "empty":
             self._empty = True
             self._main_pid = 0
@@ -390,6 +422,33 @@ class UnitManager(Actor):
             self.service.wanted = False  # the lease ran out: no restart on this machine's own account
         self._act(self.service.ended(step, main, how))
         self._settle()
+
+    def _on_engine(self, kind: str, event: dict[str, Any]) -> None:
+        """What only a container has: an image that is fetched first, and a health of its own."""
+        assert self.service is not None and self.spec is not None and self.spec.container is not None
+        if kind == "waiting":
+            self._problem = event["error"]
+        elif kind == "pulling":  # however long it takes, it is no part of the start
+            self._arm(Disarm())
+            self.service.status = f"fetching the image {event['image']}"
+        elif kind == "pulled":
+            self._arm(Arm(self.spec.timeout_start_sec))
+            self.service.status = ""
+        else:
+            well = event["status"] == "healthy"
+            self.health = "passing" if well else "failing"
+            self._health_detail = event.get("detail", "") or event["status"]
+            if well and self.spec.container.notify_healthy:
+                self._act(self.service.notified({"READY": "1"}))
+            if event["status"] == "unhealthy" and self.service.sub in (Sub.RUNNING, Sub.RELOAD):
+                self._on_unhealthy(self.spec.container.health_on_failure)
+        self._report()
+
+    def _on_unhealthy(self, action: str) -> None:
+        if action in ("kill", "restart"):  # what comes of it is for Restart= to say
+            self._handle.kill(9, True)
+        elif action == "stop" and self.service is not None:
+            self._act(self.service.stop())
 
     def _on_main(self, event: dict[str, Any]) -> None:
         """What was found of the main process of a forking service."""
@@ -443,6 +502,7 @@ class UnitManager(Actor):
             if not known["main"] and known["step"].startswith(("condition.", "start-pre.", "start."))
         ]  # fmt: skip
         said = event.get("said", {})
+        self._container = event["me"].get("container", "")
         self.service.status = said.get("STATUS", "")
         if self._meta.get("stopping") and not self._empty:
             self._act(self.service.resume_stop())
@@ -475,7 +535,7 @@ class UnitManager(Actor):
         self._empty = True
         self._main_pid = 0
         if self._leaving:
-            self._ports.processes.forget(self.unit)
+            self._reached.forget(self.unit)
             self._owner.offer(Gone(self.unit))
             return
         self._problem = str(event.get("error", ""))
@@ -543,6 +603,9 @@ class UnitManager(Actor):
     def _run(self, action: Run) -> None:
         spec = self.spec
         assert spec is not None
+        if spec.container is not None:
+            self._run_container(spec, spec.container, action)
+            return
         try:
             environment = self._environment(spec)
             environment.update(self._told(action.step))
@@ -554,6 +617,36 @@ class UnitManager(Actor):
         group = f"argosy/{self._here.id}/{self.unit}"
         rest = execution.arguments(spec, action.step, action.command, action.main, group)
         self._handle.run(action.step, argv, environment, action.main, **rest)
+
+    def _run_container(self, spec: UnitSpec, inner: container.ContainerSpec, action: Run) -> None:
+        assert self.placement is not None
+        try:
+            environment = self._environment(spec)
+            environment.update(self._read_files(inner.environment_files))
+            environment.update(self._reached.marks)
+            labels = {"argosy.generation": str(self.placement.fence)}
+            ports = self._meta.get("ports", {})
+            made = container.run_arguments(inner, self.unit, environment, labels, ports)
+            argv = action.command.expand(environment)
+        except (OSError, ValueError) as error:
+            self._problem = str(error)
+            self.actor_inbox.post(lambda: self._ended(action.step, action.main, Exit(code=NOT_CREATED)))
+            return
+        if action.step.startswith("start."):
+            self._handle.run(action.step, [], environment, True, container=made)
+        else:
+            self._handle.run(action.step, argv, environment, False, inside=True)
+
+    def _read_files(self, files: list[tuple[str, bool]]) -> dict[str, str]:
+        """Files of variables, later ones over earlier ones; raises ``OSError``."""
+        out: dict[str, str] = {}
+        for path, optional in files:
+            try:
+                out.update(self._ports.processes.read_environment(path))
+            except OSError:
+                if not optional:
+                    raise
+        return out
 
     def _told(self, step: str) -> dict[str, str]:
         """What single steps are told beside the rest (systemd.exec(5))."""
@@ -584,12 +677,7 @@ class UnitManager(Actor):
         passed = {name: processes.variable(name) for name in spec.pass_environment}
         out.update({name: value for name, value in passed.items() if value is not None})
         out.update(spec.environment)
-        for path, optional in spec.environment_files:
-            try:
-                out.update(processes.read_environment(path))
-            except OSError:
-                if not optional:
-                    raise
+        out.update(self._read_files(spec.environment_files))
         for word in spec.unset_environment:
             name, equals, value = word.partition("=")
             if not equals or out.get(name) == value:
@@ -681,6 +769,7 @@ class UnitManager(Actor):
             "fence": about.fence if about is not None else 0,
             "asked": about.restarts if about is not None else 0,
             "pid": self._main_pid,
+            "container": self._container if self._main_pid else "",
             "ports": self._meta.get("ports", {}),
             "since": round(self._since, 3),
         }
@@ -720,3 +809,12 @@ class UnitManager(Actor):
 def _exit_of(event: dict[str, Any]) -> Exit:
     """How a process ended, as its shim says."""
     return Exit(event["code"], event["signal"], bool(event.get("dumped")), bool(event.get("oom")))
+
+
+def _as_step(event: dict[str, Any]) -> dict[str, Any]:
+    """What a container that runs once says, as the service knows it: a step, not a main process."""
+    if event["ev"] == "hello":
+        processes = {pid: {**known, "main": False} for pid, known in event["processes"].items()}
+        ends = {end["step"]: {**end, "main": False} for end in event["ends"].values() if "step" in end}
+        return {**event, "processes": processes, "ends": ends}
+    return {**event, "main": False} if "main" in event else event

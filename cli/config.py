@@ -15,7 +15,7 @@ from fleet.syntax import nearest
 KEYS: dict[str, type] = {
     "name": str, "data-dir": str, "transport": str, "client": list, "grpc": str, "bootstrap": bool,
     "join": list, "token": str, "metadata": dict, "role": str, "insecure": bool, "advertise": str,
-    "resync": bool,
+    "resync": bool, "engine": str,
 }  # fmt: skip
 ROLES = ("voter", "agent")
 
@@ -45,6 +45,8 @@ class HostConfig:
     insecure: bool = False
     advertise: str = ""
     resync: bool = False
+    #: where the Docker Engine answers, for units in containers
+    engine: str = "unix:///var/run/docker.sock"
 
 
 def split_address(text: str, what: str, problems: list[str]) -> tuple[str, int]:
@@ -157,5 +159,7 @@ def _check(config: HostConfig, problems: list[str]) -> None:
     for key, value in config.metadata.items():
         if not isinstance(value, str):
             problems.append(f"metadata.{key}: text, not {value!r}")
+    if not config.engine.startswith(("unix:///", "tcp://", "http://", "https://")):
+        problems.append(f"--engine: {config.engine!r} is not unix:///PATH or tcp://HOST:PORT")
     if config.grpc:
         split_address(config.grpc, "--grpc", problems)

@@ -349,6 +349,20 @@ def unit_status(session: Session, name: str, as_json: bool) -> None:
         raise SystemExit(FAILED)
 
 
+@unit.command("reload")
+@click.argument("units", nargs=-1, required=True)
+@as_json_option
+@pass_session
+def unit_reload(session: Session, units: tuple[str, ...], as_json: bool) -> None:
+    """Run ExecReload= of units, wherever they run."""
+    answer = session.ask("unit.reload", units=list(units))
+    if as_json:
+        print_json(answer)
+    else:
+        for row in answer:
+            click.echo(f"{row['unit']} on {row['machine']}: reloading")
+
+
 @unit.command("why")
 @click.argument("name")
 @as_json_option

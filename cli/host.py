@@ -30,6 +30,7 @@ from gateway.door import Gateway
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
 from metrics.exporter import Exporter
+from runners.containers import Containers
 from runners.disk import RealDisk
 from runners.processes import Processes
 from runners.real import RealClock, RealRng
@@ -267,7 +268,11 @@ class Host:
             raise HostError(f"--transport {config.transport}: {error.strerror or error}") from None
         disk = RealDisk(self.loop, self.folder / "raft")
         processes = Processes(self.loop, self.folder)
-        ports = Ports(clock, rng, disk, self.net, processes)
+        self.containers = Containers(
+            config.engine, self.loop, self.folder, membership.machine, membership.cluster,
+            prefix=f"argosy-{membership.machine[:8]}-",
+        )  # fmt: skip
+        ports = Ports(clock, rng, disk, self.net, processes, self.containers)
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
         if self._brain_only:  # as etcd: nobody is served before this member's addresses are known

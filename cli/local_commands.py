@@ -139,6 +139,7 @@ def local_resume(machine: str, folder: str) -> None:
 @click.option("--role", help="voter or agent.")
 @click.option("--advertise", help="Address that this machine's units are announced with.")
 @click.option("--insecure", is_flag=True, default=None, help="Open a door without TLS to the network.")
+@click.option("--engine", help="Where the Docker Engine answers, for units in containers.")
 @click.option("--resync", is_flag=True, default=None, help="Set a damaged state aside and rebuild it from the others.")
 def start(path: str | None, **flags: Any) -> None:
     """Run one host in the foreground."""

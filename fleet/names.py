@@ -44,11 +44,13 @@ class UnitName:
 
 
 def parse(name: str) -> UnitName:
-    """Check and split a name; ``.service`` is added when there is no suffix."""
+    """Check and split a name; ``.service`` is added when there is no suffix, and is what a
+    file ``NAME.container`` yields."""
     name = name.rsplit("/", 1)[-1]
+    name = name.removesuffix(".container") + ".service" if name.endswith(".container") else name
     if not name.endswith(SUFFIXES):
-        if name.endswith((".socket", ".path", ".device", ".mount", ".target", ".container")):
-            raise NameError_(f"unit {name!r}: units of this kind are not supported; a unit ends in .service or .timer")
+        if name.endswith((".socket", ".path", ".device", ".mount", ".target", ".pod", ".volume", ".network", ".kube", ".build", ".image")):
+            raise NameError_(f"unit {name!r}: units of this kind are not supported; a file ends in .service, .timer or .container")
         name += ".service"
     if len(name) > NAME_CHARS_MAX:
         raise NameError_(f"unit {name[:40]!r}...: at most {NAME_CHARS_MAX} characters")

@@ -6,8 +6,12 @@ import math
 import re
 import signal
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from . import names, syntax
+
+if TYPE_CHECKING:
+    from .container import ContainerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ class UnitSpec:
     directory_modes: dict[str, int] = field(default_factory=dict)
     runtime_directory_preserve: str = "no"
     resources: Resources = field(default_factory=Resources)
+    #: what runs in the engine instead of a process of this machine
+    container: ContainerSpec | None = None
     # [X-Fleet]
     machine_id: str = ""
     machine_of: list[str] = field(default_factory=list)

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from . import names, syntax, timer
+from . import container, names, syntax, timer
 from .keys import IGNORED, KEYS
 from .spec import HealthCheck, UnitSpec
 from .syntax import Problem, Setting, UnitFileError
@@ -104,6 +104,12 @@ class Loader:
     def take(self, setting: Setting) -> None:
         """One assignment."""
         section, key = setting.section, setting.key
+        if section == "Container" and not self.is_timer:
+            self._take_container(setting)
+            return
+        if section == "Quadlet" and not self.is_timer:
+            self.notes.append(f"{self.file}:{setting.line}: [Quadlet] is for podman's generator")
+            return
         if section not in self._keys:
             if section.startswith("X-"):
                 self.warnings.append(f"{self.file}:{setting.line}: [{section}] is not used here")
@@ -120,6 +126,23 @@ class Loader:
             handler(self, setting.value)
         except (ValueError, names.NameError_) as error:
             self._complain(setting, str(error))
+
+    def _take_container(self, setting: Setting) -> None:
+        key = setting.key
+        self.spec.container = self.spec.container or container.ContainerSpec()
+        reason = container.IGNORED.get(key)
+        take = container.KEYS.get(key)
+        if take is None and reason is not None:
+            self.warnings.append(f"{self.file}:{setting.line}: {key}: accepted, and without effect: {reason}")
+        elif take is None:
+            known = {*container.KEYS, *container.IGNORED}
+            self._complain(setting, f"unknown key in [Container]{syntax.nearest(key, known)}")
+        else:
+            self._seen.setdefault(key, setting.line)
+            try:
+                take(self.spec.container, self.expand(setting.value))
+            except ValueError as error:
+                self._complain(setting, str(error))
 
     def expand(self, text: str) -> str:
         """A value with its specifiers replaced."""
@@ -168,10 +191,12 @@ class Loader:
                 self._at(key, text)
             return
         spec = self.spec
-        if not spec.exec_start and not self.problems:
+        if spec.container is not None:
+            self._finish_container(spec, spec.container)
+        elif not spec.exec_start and not self.problems:
             if not (spec.remain_after_exit and spec.exec_stop):
                 self._at("ExecStart", "a service needs one (or RemainAfterExit=yes and ExecStop)")
-        if "Type" not in self._seen and not spec.exec_start:
+        if "Type" not in self._seen and not spec.exec_start and spec.container is None:
             spec.type = "oneshot"
         if spec.type == "idle":
             spec.type = "simple"  # there is no console whose messages could be mixed up
@@ -196,6 +221,24 @@ class Loader:
             self._at("HealthInterval", "settings of a health check need a HealthCheck=")
         if spec.announce and not spec.ports:
             self._at("Announce", "needs a Port= to announce")
+
+    def _finish_container(self, spec: UnitSpec, inner: container.ContainerSpec) -> None:
+        """A container takes the place of the main process; what is for processes is refused."""
+        for key in ("ExecStart", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost", "ExecReload",
+                    "ExecCondition", "PIDFile", "User", "Group"):  # fmt: skip
+            if key in self._seen and key not in container.KEYS:
+                self._at(key, "is for processes; a container has Exec=, User=, ReloadCmd= in [Container]")
+        if "Type" in self._seen and spec.type not in ("exec", "notify", "oneshot"):
+            self._at("Type", f"{spec.type} is not for a container: exec, notify or oneshot is")
+        if spec.type != "oneshot":
+            spec.type = "notify" if inner.notify_healthy else "exec"
+        for key, text in container.finish(inner) if not self.problems else ():
+            self._at(key, text)
+        known = {name for name, _ in spec.ports}
+        for name in inner.named_ports():
+            if name not in known and name != "PORT":
+                self._at("PublishPort", f"names {name}, but the unit has no such Port=")
+        container.adopt(inner, spec)
 
     def _finish_placement(self, spec: UnitSpec) -> None:
         if spec.machine_id and (spec.machine_of or spec.conflicts or spec.is_global):

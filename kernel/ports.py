@@ -93,3 +93,5 @@ class Ports:
     disk: Disk
     net: Net
     processes: Any
+    #: the same for containers; None on a machine without an engine
+    containers: Any = None

@@ -16,6 +16,7 @@ from kernel.mailbox import Promise
 from ..brain_client import ALIVE, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..raft_messages import Query
+from ..unit_manager import Reload
 
 #: Units one command may name, and units in one transaction.
 UNITS_MAX, EDIT_BATCH = 10_000, 100
@@ -344,7 +345,7 @@ def _row(
         "load": seen.get("load", "loaded"), "active": seen.get("active", "inactive"),
         "sub": seen.get("sub", "dead"), "health": seen.get("health", "none"),
         "restarts": seen.get("restarts", 0), "hash": seen.get("hash", record["hash"]),
-        "pid_or_container": seen.get("pid") or None,
+        "pid_or_container": seen.get("container") or seen.get("pid") or None,
         "since_s": round(max(0.0, now - seen["since"]), 1) if "since" in seen else None,
         "result": seen.get("result", "success"), "ports": seen.get("ports", {}),
         "fence": seen.get("fence", 0),
@@ -458,6 +459,41 @@ def _host_log(control: Control, args: dict[str, Any]) -> Promise:
     since = float(args.get("since") or 0.0)
     control.ports.processes.read_log(str(args["unit"]), lines, str(args.get("after") or ""), since, done)
     return promise
+
+
+@verb("unit.reload")
+def _unit_reload(control: Control, args: dict[str, Any]) -> Promise:
+    """Run ExecReload=, or what stands for it, wherever the units run; answers where that is."""
+    promise = Promise()
+    found = []
+    for unit in _unit_names(args):
+        machines = [m for (u, m), state in control.states().items() if u == unit and state["active"] == "active"]
+        if not machines:
+            _known_unit(control, {"unit": unit})
+            raise Failed(f"{unit} does not run, so it cannot be reloaded")
+        found += [(unit, machine) for machine in sorted(machines)]
+    left = len(found)
+
+    def done(_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            promise.reply([{"unit": unit, "machine": control.machine_name(m)} for unit, m in found])
+
+    for unit, machine in found:
+        inner = Promise()
+        inner.bind(Then(done, promise.fail))
+        control.on(machine, Command("host.reload", {"unit": unit}), inner)
+    return promise
+
+
+@verb("host.reload")
+def _host_reload(control: Control, args: dict[str, Any]) -> Any:
+    ref = control.system.find(f"units/{args['unit']}")
+    if ref is None:
+        raise Missing(f"{args['unit']} is not on {control.machine_name(control.machine)}")
+    ref.tell(Reload())
+    return True
 
 
 @verb("unit.why")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .servers import pair
+from .servers import _nothing_is_left, pair
 
-__all__ = ["pair"]
+__all__ = ["_nothing_is_left", "pair"]

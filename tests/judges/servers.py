@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -249,3 +250,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         running(ours, OUR_MEMBERS, tmp_path_factory.mktemp("ours")) as other,
     ):
         yield Pair(one, other)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A key with a time to live that one test leaves would count as an index of another."""
+    yield
+    if "pair" in request.fixturenames:
+        for server in request.getfixturevalue("pair"):
+            for node in server.ask("GET", "/v2/keys/").json()["node"].get("nodes", ()):
+                server.ask("DELETE", f"/v2/keys{quote(node['key'])}?recursive=true")

@@ -286,3 +286,14 @@ def test_logs_of_instances_are_merged_and_outlive_their_unit(cluster: Cluster) -
     assert cluster.ok("unit", "logs", "--lines", "1", "teller@a").endswith("I-am-a\n")
     bad = cluster.argosy("unit", "logs", "--since", "yesterday-ish", "teller@a")
     assert bad.returncode == 2 and "a time span like 10min" in bad.stderr
+
+
+def test_reload(cluster: Cluster, tmp_path: Path) -> None:
+    """ExecReload= runs with MAINPID beside the service, which goes on; what does not run is refused."""
+    submit(cluster, "supple", f"ExecStart={UNIT} sleep", f"ExecReload={UNIT} env {tmp_path}/seen")
+    assert cluster.argosy("unit", "reload", "supple").returncode == 1
+    cluster.start("supple")
+    pid = cluster.row("supple")["pid_or_container"]
+    assert "supple.service on m1" in cluster.ok("unit", "reload", "supple")
+    assert found(tmp_path / "seen")["env"]["MAINPID"] == str(pid)
+    assert reaches(cluster, "supple", "active/running")["pid_or_container"] == pid

@@ -1,0 +1,195 @@
+"""Containers as units of the cluster, in a real engine: everything that a service can, and adoption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from ..waiting import wait_until
+from .cluster import Cluster, port_offset
+from .engine import IMAGE, EngineHere, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[EngineHere]:
+    """An engine with one image."""
+    made = EngineHere()
+    try:
+        made.start()
+        made.make_image()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, engine: EngineHere) -> Iterator[Cluster]:
+    """One machine whose units may be containers."""
+    with port_offset(1) as offset:
+        made = Cluster(tmp_path_factory.mktemp("cluster"), offset, 1)
+        try:
+            made.create()
+            with (made.dir / "m1" / "host.toml").open("a") as file:
+                file.write(f"engine = {json.dumps(engine.url)}\n")
+            made.up()
+            yield made
+        finally:
+            made.down()
+
+
+@pytest.fixture(autouse=True)
+def _no_units_are_left(cluster: Cluster, engine: EngineHere) -> Iterator[None]:
+    yield
+    cluster.destroy_all()
+    client = engine.client()
+    wait_until("every container to be gone", lambda: not client.containers(all=True))
+    client.close()
+
+
+def submit(cluster: Cluster, name: str, *lines: str, service: str = "", own: str = "") -> None:
+    """A file ``NAME.container``."""
+    text = f"[Container]\nImage={IMAGE}\nNetwork=host\nPull=never\n" + "\n".join(lines)
+    path = cluster.write_unit(f"{name}.container", f"{text}\n[Service]\n{service}\n[X-Argosy]\n{own}\n")
+    cluster.ok("unit", "submit", "--replace", str(path))
+
+
+def reaches(cluster: Cluster, unit: str, wanted: str) -> dict[str, Any]:
+    """Wait until a unit is so."""
+    def so() -> bool:
+        row = cluster.row(unit)
+        return f"{row['active']}/{row['sub']}" == wanted
+
+    wait_until(f"{unit} to be {wanted}", so, 30)
+    return cluster.row(unit)
+
+
+def containers(engine: EngineHere) -> list[dict[str, Any]]:
+    """What runs in the engine."""
+    client = engine.client()
+    try:
+        return client.containers()  # type: ignore[no-any-return]
+    finally:
+        client.close()
+
+
+def test_a_container_is_a_unit_like_any_other(cluster: Cluster, engine: EngineHere) -> None:
+    """Port=, HealthCheck=, Announce=, logs, status, restart and stop; labels say whose it is."""
+    submit(
+        cluster, "web", """Exec=sh -c 'trap "exit 0" TERM; httpd -f -p ${PORT} -h /www & wait'""",
+        own="Port=http\nHealthCheck=tcp://:PORT\nAnnounce=/services/web",
+    )  # fmt: skip
+    cluster.start("web")
+    row = cluster.row("web")
+    [inside] = containers(engine)
+    assert (row["unit"], row["health"], row["pid_or_container"]) == ("web.service", "passing", inside["Id"])
+    assert inside["Labels"]["argosy.unit"] == "web.service"
+    announced = cluster.http(1, "GET", "/v2/keys/services/web/web").json()["node"]["value"]
+    assert announced.endswith(f":{row['ports']['http']}")
+    with pytest.raises(OSError, match="404"):
+        urlopen(f"http://127.0.0.1:{row['ports']['http']}/", timeout=5)
+    cluster.ok("unit", "restart", "web")
+    assert cluster.row("web")["pid_or_container"] not in (None, inside["Id"])
+    cluster.ok("unit", "stop", "web")
+    reaches(cluster, "web", "inactive/dead")
+    assert not containers(engine)
+
+
+def test_a_container_outlives_its_host_process(cluster: Cluster, engine: EngineHere) -> None:
+    """The same container goes on, is adopted by its labels, and no log line is lost or doubled."""
+    submit(cluster, "steady", "Exec=sh -c 'n=0; while true; do n=$$((n+1)); echo line $$n; sleep 0.1; done'")
+    cluster.start("steady")
+    before = cluster.row("steady")
+    old = cluster.kill_host("m1")
+    cluster.await_new_host("m1", old)
+    row = reaches(cluster, "steady", "active/running")
+    assert (row["pid_or_container"], row["restarts"]) == (before["pid_or_container"], 0)
+    assert len(containers(engine)) == 1
+    wait_until("more lines", lambda: len(cluster.log("steady")) > 20)
+    numbers = [int(line.split()[1]) for line in cluster.log("steady")]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "service", "wanted", "result"),
+    [
+        ("sh -c 'exit 3'", "", "failed/failed", "exit-code"),
+        ("true", "Type=oneshot", "inactive/dead", "success"),
+        ("true", "Type=oneshot\nRemainAfterExit=yes", "active/exited", "success"),
+        ("sh -c 'exit 1'", "Restart=on-failure\nRestartSec=60", "activating/auto-restart", "exit-code"),
+    ],
+)
+def test_how_a_container_ends(cluster: Cluster, words: str, service: str, wanted: str, result: str) -> None:
+    """Its exit code or signal is the unit's result, and Restart= decides as for processes."""
+    submit(cluster, "ends", f"Exec={words}", service=service)
+    cluster.ask("unit.start", units=["ends"], no_block=True)
+    assert reaches(cluster, "ends", wanted)["result"] == result
+
+
+def test_its_own_health(cluster: Cluster) -> None:
+    """Notify=healthy waits for the first healthy look; HealthOnFailure=kill and Restart= replace it."""
+    submit(
+        cluster, "well", "Exec=sh -c 'touch /tmp/well; sleep 999'", "HealthCmd=test -f /tmp/well", "Notify=healthy",
+        "HealthInterval=200ms", "HealthRetries=1", "HealthOnFailure=kill", "ReloadCmd=rm /tmp/well",
+        service="Restart=on-failure\nRestartSec=100ms",
+    )  # fmt: skip
+    cluster.start("well")
+    row = reaches(cluster, "well", "active/running")
+    assert row["health"] == "passing"
+    first = row["pid_or_container"]
+    cluster.ok("unit", "reload", "well")
+
+    def replaced() -> bool:
+        row = cluster.row("well")
+        return row["active"] == "active" and row["pid_or_container"] not in (None, first)
+
+    wait_until("another container", replaced, 30)
+    assert cluster.row("well")["restarts"] == 1
+
+
+def test_what_cannot_be_is_said(cluster: Cluster) -> None:
+    """A missing image with Pull=never; and what is for processes only is refused at submit."""
+    submit(cluster, "absent", "Image=argosy.test/none:1")
+    cluster.ask("unit.start", units=["absent"], no_block=True)
+    reaches(cluster, "absent", "failed/failed")
+    assert "argosy.test/none:1" in cluster.argosy("unit", "status", "absent").stdout
+    bad = cluster.write_unit("bad.container", f"[Container]\nImage={IMAGE}\nImge=x\n[Service]\nExecStart=/bin/a\nUser=x\n")
+    done = cluster.argosy("unit", "submit", str(bad))
+    assert done.returncode == 2
+    for part in ("Imge: unknown key in [Container] (did you mean Image?)", "ExecStart: is for processes"):
+        assert part in done.stderr
+
+
+def test_a_process_may_become_a_container(cluster: Cluster, engine: EngineHere) -> None:
+    """And the reverse: the old one is gone before the new one runs."""
+    cluster.submit("shape", "[Service]\nExecStart=/bin/sleep 999\n")
+    cluster.start("shape")
+    assert isinstance(cluster.row("shape")["pid_or_container"], int)
+    submit(cluster, "shape", "Exec=sleep 999")
+    wait_until("a container", lambda: isinstance(cluster.row("shape")["pid_or_container"], str), 30)
+    assert len(containers(engine)) == 1
+    cluster.submit("shape", "[Service]\nExecStart=/bin/sleep 998\n")
+    wait_until("a process", lambda: isinstance(cluster.row("shape")["pid_or_container"], int), 30)
+    assert not containers(engine)
+
+
+def test_the_engine_ends_and_comes_back(cluster: Cluster, engine: EngineHere) -> None:
+    """Its containers end with it: Restart= brings the unit back when the engine is there again, once."""
+    submit(cluster, "survivor", "Exec=sleep 999", service="Restart=always\nRestartSec=200ms\nStartLimitBurst=0")
+    cluster.start("survivor")
+    first = cluster.row("survivor")["pid_or_container"]
+    engine.stop()
+    wait_until("its end", lambda: cluster.row("survivor")["pid_or_container"] != first, 30)
+    engine.start()
+
+    def again() -> bool:
+        row = cluster.row("survivor")
+        return row["active"] == "active" and row["pid_or_container"] not in (None, first)
+
+    wait_until("the unit to run again", again, 60)
+    assert len(containers(engine)) == 1
