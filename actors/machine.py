@@ -331,6 +331,8 @@ class Machine(BrainActor):
 
     @handles(Report)
     def _on_report(self, message: Report) -> None:
+        if message.unit not in self.units:
+            return  # its supervisor is gone, and said this on its way
         self._states[message.unit] = {**message.state, "announce": message.announce}
         self._announced[message.unit] = message.announce
         self._dirty[message.unit] = None

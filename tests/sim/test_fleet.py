@@ -9,8 +9,11 @@ import pytest
 
 import actors.scheduler
 from actors import machine, scheduler
+from actors.brain_client import STATES
+from actors.unit_manager import Report
+from kernel.sim import Faults, World
 
-from .fleet import FleetFailure, play
+from .fleet import UNIT, Fleet, FleetFailure, play
 
 #: Each of these found a bug once; the name says which.
 FOUND = {
@@ -71,3 +74,23 @@ def test_a_planted_bug_is_caught(
             assert "while it runs on" in str(failure)
             return
     pytest.fail("a hundred seeds did not notice")
+
+
+def test_what_a_supervisor_says_on_its_way_out_does_not_count() -> None:
+    """A report that comes behind the word that the unit is gone would keep it there for ever."""
+    world = World(1, Faults())
+    fleet = Fleet(1, 3, world)
+    with world:
+        for machine in fleet.machines:
+            machine.start()
+        fleet.do("unit.submit", files=[{"name": "u.service", "content": UNIT}])
+        fleet.do("unit.start", units=["u.service"])
+        [row] = fleet.do("unit.status", unit="u.service")["rows"]
+        [host] = [m.host for m in fleet.machines if m.name == row["machine"]]
+        manager = host.system.find("units/u.service")
+        state = manager._mailbox.actor.state()
+        fleet.do("unit.stop", units=["u.service"])
+        fleet.do("unit.destroy", units=["u.service"])
+        host.machine.tell(Report("u.service", state, {}))
+        world.run(2)
+        assert not any(key.startswith(STATES) for key in host.raft._mailbox.actor.store.live)
