@@ -42,6 +42,7 @@ FORMS: dict[str, tuple[tuple[str, Any], tuple[str, Any], tuple[Any, Any]]] = {
     "insecure": (("true", True), ("1", True), (True, True)),
     "advertise": (('"a"', "a"), ("b", "b"), ("c", "c")),
     "resync": (("true", True), ("1", True), (True, True)),
+    "engine": (('"unix:///a"', "unix:///a"), ("unix:///b", "unix:///b"), ("tcp://c:1", "tcp://c:1")),
 }  # fmt: skip
 
 
