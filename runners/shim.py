@@ -18,7 +18,6 @@ import resource
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
 import time
@@ -501,11 +500,14 @@ class Shim:
         """RuntimeDirectory= and its kin, owned by the service's user."""
         for path, mode, is_owned in command.get("directories") or []:
             os.makedirs(path, exist_ok=True)
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                raise SetupError(DIRECTORY, f"{path}: is a symbolic link")
-            os.chmod(path, mode)
+            try:
+                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                raise SetupError(DIRECTORY, f"{path} is no directory of its own: {error.strerror}") from None
+            os.fchmod(folder, mode)
             if is_owned and found is not None:
-                os.chown(path, found[0], found[1])
+                os.fchown(folder, found[0], found[1])
+            os.close(folder)
 
     def set_streams(self, command: dict) -> None:
         null = os.open("/dev/null", os.O_RDWR)

@@ -203,6 +203,23 @@ def test_directories(cluster: Cluster, tmp_path: Path) -> None:
             state.rmdir()
 
 
+def test_a_directory_that_is_a_link_is_not_given_away(cluster: Cluster, tmp_path: Path) -> None:
+    """What it points to keeps its owner and mode."""
+    link = Path("/run", f"argosy-link-{os.getpid()}")
+    link.symlink_to(tmp_path)
+    before = tmp_path.stat()
+    try:
+        submit(cluster, "tricked", "User=nobody", f"RuntimeDirectory={link.name}", "RuntimeDirectoryMode=0777",
+               "ExecStart=/bin/true")  # fmt: skip
+        begin(cluster, "tricked")
+        reaches(cluster, "tricked", "failed/failed")
+        assert "is no directory of its own" in shown(cluster, "tricked")
+        after = tmp_path.stat()
+        assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+    finally:
+        link.unlink(missing_ok=True)
+
+
 def test_streams(cluster: Cluster, tmp_path: Path) -> None:
     """To files, to nowhere, to the unit's log; an unended last line is kept."""
     out = tmp_path / "out"
