@@ -139,8 +139,13 @@ class Membership:
             peer.ask_then(peer.router.ref(voter, "raft"), question, ALONE_S, self._answered)
 
     def _answered(self, left_out_at: Any, error: BaseException | None) -> None:
-        if error is None and type(left_out_at) is int and left_out_at > self._peer.raft.config_index:
-            self._peer.system.fatal(RemovedError(self._peer.machine, left_out_at))
+        raft, machine = self._peer.raft, self._peer.machine
+        if error is not None or type(left_out_at) is not int or not left_out_at:
+            return
+        # who removed itself, as the leader, has the entry which says so
+        knows = machine not in raft.config.everyone
+        if left_out_at > raft.config_index or (knows and left_out_at == raft.config_index):
+            self._peer.system.fatal(RemovedError(machine, left_out_at))
 
     def left_out(self, member: str) -> int | Promise:
         """Where in the log the configuration stands that has no such member; 0 for none, or unknown.

@@ -27,6 +27,7 @@ from brain.raft import (
     Ready,
     Role,
     Settings,
+    supersedes,
 )
 from brain.raftlog import EntryKind
 from brain.snapshot import Meta
@@ -240,6 +241,7 @@ class RaftPeer(Actor):
         self._look_at_disk(now)
         self.proposals.fail_overdue(now)
         self.reads.fail_overdue(now)
+        self.snapshots.abandon_idle(now)
         self.kick()
 
     @handles(LinkDown)
@@ -276,7 +278,7 @@ class RaftPeer(Actor):
             for message in ready.messages:
                 self._send(message)
             if ready.must_sync or ready.after_sync:
-                self._sync_queue.append(ready)
+                self._queue(ready)
                 self.sync()
             self._apply(ready)
             for context, index in ready.reads:
@@ -302,6 +304,16 @@ class RaftPeer(Actor):
         elif message.kind == Kind.HEARTBEAT:
             self._heartbeat_sent[message.to] = self.now()
         self.router.tell(message.to, 0, "raft", message)
+
+    def _queue(self, ready: Ready) -> None:
+        """What is only to be sent goes with the last that is to be written: a full disk may wait for hours."""
+        if ready.must_sync or not self._sync_queue:
+            self._sync_queue.append(ready)
+            return
+        last = self._sync_queue[-1]
+        for message in ready.after_sync:
+            last.after_sync = [m for m in last.after_sync if not supersedes(message, m)]
+            last.after_sync.append(message)
 
     def sync(self) -> None:
         """Write everything that waits as one batch; what promises it leaves afterwards."""
@@ -696,5 +708,6 @@ class RaftPeer(Actor):
         self.proposals.new_term()
         self.reads.new_term()
         self.snapshots.new_term()
+        self.kick()
         if leading and self.quarantine:
             self._on_transfer(TransferLeadership())

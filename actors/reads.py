@@ -41,6 +41,7 @@ class Reads:
         self._reads: dict[int, _Read] = {}
         self._waiting: list[int] = []
         self._asked: list[int] = []  # of the leader, whose answer has not come
+        self._handed: dict[int, None] = {}  # to this peer's own Raft, as the leader, in order
         self._round = 0  # of questions to leaders: an answer to an earlier one counts no more
         self._after_apply: list[tuple[int, int]] = []  # (index, read), in order
         self._current = False  # whether the store has been up to date in this life
@@ -85,6 +86,7 @@ class Reads:
             return
         if raft.role is Role.LEADER:
             waiting, self._waiting = self._waiting, []
+            self._handed.update(dict.fromkeys(waiting))
             for read in waiting:
                 raft.read(read)
         elif not self._asked:
@@ -111,14 +113,16 @@ class Reads:
         peer.ask_then(peer.router.ref(leader, "raft"), ReadIndex(), ASK_S, answered)
 
     def new_term(self) -> None:
-        """Another leadership has begun: nobody waits for the old leader's answer."""
+        """Another leadership has begun: nobody waits for the old leader's answer, or for our own round."""
         self._round += 1
-        self._waiting[:0] = self._asked
+        self._waiting[:0] = [*self._handed, *self._asked]
         self._asked = []
+        self._handed = {}
         self.send()
 
     def point(self, read: int, index: int) -> None:
         """A read may be served once ``index`` is applied."""
+        self._handed.pop(read, None)
         if self._peer.raft.log.applied >= index:
             self._serve(read, index)
         else:
@@ -151,4 +155,5 @@ class Reads:
             self._reads.pop(read).fail(error)
         self._waiting = [read for read in self._waiting if read in self._reads]
         self._asked = [read for read in self._asked if read in self._reads]
+        self._handed = {read: None for read in self._handed if read in self._reads}
         self._after_apply = [pair for pair in self._after_apply if pair[1] in self._reads]

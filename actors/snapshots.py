@@ -20,7 +20,7 @@ from brain.snapshot import Meta
 from brain.wal import DamagedLogError
 from kernel.mailbox import Promise
 from kernel.ports import DiskError
-from transport.router import BULK
+from transport.router import BULK, RemoteError
 
 from .raft_messages import NO_SPACE, TIMED_OUT, BrainError, SnapshotChunk
 
@@ -35,6 +35,10 @@ SLICE_S, CHUNK_S = 0.002, 10.0
 IMAGES_MAX = 4
 #: Seconds after which a snapshot that found no room is tried again.
 ROOM_S = 10.0
+#: Seconds after which nobody sends the rest of a snapshot any more: longer than a sender waits for an answer.
+IDLE_S = 2 * CHUNK_S
+#: Bytes of log that are kept for a follower while a snapshot is being sent to it.
+HELD_BYTES_MAX = 256 * 1024 * 1024
 #: Of the store's size, what the log may have grown by before the next snapshot is due.
 SHARE_OF_STORE = 4
 #: The answer to a chunk when everything up to the snapshot's index is in use.
@@ -50,6 +54,7 @@ class _Incoming:
         self.part = part_name(index, received=True)
         self.size = 0
         self.reader = snapshot.Reader("the snapshot sent by the leader")
+        self.heard = 0.0  # when the last piece came
         self.promises: list[Promise] = []  # those who sent the chunk that is being written
 
     def settle(self, answer: int | BaseException) -> None:
@@ -70,8 +75,10 @@ class Snapshots:
         self.index = 0  # of the newest snapshot on disk
         self._saving = 0  # of the one that is being written
         self._written = 0  # bytes of log when the newest snapshot was begun
+        self._written_before = 0  # the same of the one before it
         self._no_room_until = 0.0
-        self._sending: set[tuple[str, int]] = set()  # (follower, term of our leadership)
+        self._sending: dict[tuple[str, int], int] = {}  # by follower and term of our leadership: up to where
+        self._refused_until: dict[str, float] = {}  # followers that had no room
         self._incoming: _Incoming | None = None
         #: from the last chunk on until its store is in use, this peer takes no part in Raft
         self.installing = False
@@ -107,7 +114,7 @@ class Snapshots:
         bytes_due = max(settings.snapshot_bytes, peer.store.size // SHARE_OF_STORE)
         due = entries and (entries >= settings.snapshot_entries or written >= bytes_due)
         if due and not self._saving and not self.installing and peer.now() >= self._no_room_until:
-            self._written = peer.journal.bytes_written
+            self._written_before, self._written = self._written, peer.journal.bytes_written
             meta = self._meta()
             self._saving = meta.index
             self._save(meta, snapshot.chunks(meta, Image(peer.store)), 0)
@@ -123,6 +130,7 @@ class Snapshots:
             elif error is not None:
                 logger.warning("no room for a snapshot, tried again in %g s: %s", ROOM_S, error)
                 self._no_room_until = peer.now() + ROOM_S
+                self._written = self._written_before
                 give_up()
             elif self._saving != meta.index:  # one was installed meanwhile
                 give_up()
@@ -156,6 +164,9 @@ class Snapshots:
         self.index = max(self.index, meta.index)
         log, settings = self._peer.raft.log, self._peer.settings
         keep_from = log.back_from(meta.index, settings.trailing_entries, settings.trailing_bytes)
+        sent = min(self._sending.values(), default=keep_from)
+        if sent < keep_from:  # whoever receives that snapshot needs what follows it
+            keep_from = max(sent, log.back_from(meta.index, meta.index, HELD_BYTES_MAX))
         if keep_from > log.snapshot_index:
             log.compact(keep_from, log.term(keep_from))
 
@@ -167,17 +178,18 @@ class Snapshots:
         term = peer.raft.term
         if (follower, term) in self._sending:
             return
-        if len(self._sending) >= IMAGES_MAX:
+        if len(self._sending) >= IMAGES_MAX or peer.now() < self._refused_until.get(follower, 0.0):
             peer.raft.snapshot_sent(follower, 0, False)  # tried again after a heartbeat
             return
-        self._sending.add((follower, term))
         meta = self._meta()
+        self._sending[follower, term] = meta.index
+        self._refused_until.pop(follower, None)
         target = peer.router.ref(follower, "raft", BULK)
         source = snapshot.chunks(meta, Image(peer.store))
 
         def finish(ok: bool) -> None:
             source.close()  # type: ignore[attr-defined]
-            self._sending.discard((follower, term))
+            self._sending.pop((follower, term), None)
             if peer.raft.role is Role.LEADER and peer.raft.term == term:
                 peer.raft.snapshot_sent(follower, meta.index, ok)
                 peer.kick()
@@ -187,6 +199,8 @@ class Snapshots:
             reached = offset + len(chunk)
 
             def answered(answer: Any, error: BaseException | None) -> None:
+                if isinstance(error, RemoteError) and error.code == NO_SPACE:
+                    self._refused_until[follower] = peer.now() + ROOM_S
                 if error is not None or peer.raft.role is not Role.LEADER:
                     finish(False)
                 elif answer == IN_USE:
@@ -215,6 +229,7 @@ class Snapshots:
         if message.index <= raft.log.commit:
             return IN_USE  # nothing in it that is not here
         incoming = self._expected(message)
+        incoming.heard = peer.now()
         promise = Promise()
         incoming.promises.append(promise)
         if message.offset < incoming.size:
@@ -234,6 +249,12 @@ class Snapshots:
         incoming = self._incoming
         if incoming is not None and incoming.term != self._peer.raft.term and not incoming.promises:
             self._abandon(incoming, BrainError("stale", "its term is over"))
+
+    def abandon_idle(self, now: float) -> None:
+        """The leader has given up, and may never begin again: this needs no more memory."""
+        incoming = self._incoming
+        if incoming is not None and not incoming.promises and now - incoming.heard > IDLE_S:
+            self._abandon(incoming, BrainError("stale", "the rest of it did not come"))
 
     def _expected(self, message: SnapshotChunk) -> _Incoming:
         """The snapshot that a chunk belongs to; raises :class:`BrainError` if it cannot be taken."""
@@ -285,6 +306,7 @@ class Snapshots:
             return
         self._incoming = None
         self.installing = True
+        self._saving = 0  # what is being written of this peer's own is overtaken
 
         def installed(error: DiskError | None) -> None:
             if error is not None:

@@ -188,6 +188,9 @@ class Journal:
         """
         name = snapshot.file_name(meta.index)
         operations: list[tuple[Any, ...]] = [("rename", part, name), ("sync_dir",)]
+        # first what gives room, then what takes it
+        older = [n for n in self._disk.list() if (index := snapshot.file_index(n)) is not None and index < meta.index]
+        operations += [("remove", name) for name in older]
         doomed_segments = [s for s in self._highest if s != self._sequence]
         if fresh_log:
             if self._sequence in self._highest:
@@ -206,9 +209,5 @@ class Journal:
         for segment_number in sorted(doomed_segments):
             self._highest.pop(segment_number, None)
             operations.append(("remove", wal.segment_name(segment_number)))
-        for other in self._disk.list():
-            index = snapshot.file_index(other)
-            if index is not None and index < meta.index:
-                operations.append(("remove", other))
         operations.append(("sync_dir",))
         self._disk.submit(operations, done)

@@ -67,6 +67,14 @@ class Message(NamedTuple):
     context: int = 0
 
 
+def supersedes(later: Message, earlier: Message) -> bool:
+    """Whether the later of two messages that wait for one sync says all that the earlier would."""
+    if later == earlier:
+        return True
+    acknowledged = later.kind == earlier.kind == Kind.APPEND_REPLY and not later.reject and not earlier.reject
+    return acknowledged and (later.to, later.term) == (earlier.to, earlier.term) and later.index >= earlier.index
+
+
 class NotLeaderError(Exception):
     """Only the leader takes proposals; ``leader`` is who that is, or empty."""
 
@@ -199,7 +207,7 @@ class Progress:
     """What the leader knows of one follower (etcd-io/raft's probe/replicate/snapshot)."""
 
     __slots__ = (
-        "active", "durable", "inflight", "inflight_at_heartbeat", "match", "next", "probe_sent", "state",
+        "active", "counted", "durable", "inflight", "inflight_at_heartbeat", "match", "next", "probe_sent", "state",
     )  # fmt: skip
 
     def __init__(self, next_index: int) -> None:
@@ -210,6 +218,7 @@ class Progress:
         self.inflight: deque[int] = deque()
         self.inflight_at_heartbeat = 0
         self.durable = 0  # what it says to have on disk; no promise
+        self.counted = (0, 0, 0)  # bytes of entries between two indexes, as last asked for
         self.active = True
 
 
@@ -644,17 +653,14 @@ class Raft:
 
     def _on_append(self, m: Message) -> None:
         if m.index < self.log.commit:  # all of that is decided: say how far we are
-            self._ack(m.frm, self.log.commit)
+            self._acknowledge(m.frm, self.log.commit)
             return
         if self.log.matches(m.index, m.log_term):
             last_new = self.log.merge(m.index, m.entries)
             if self._configs[-1][0] > m.index or any(e[1] == EntryKind.CONFIG for e in m.entries):
                 self._find_configs(m.index + 1)
             self.log.commit_to(min(m.commit, last_new))
-            self._ack(m.frm, last_new)
-            if self.lagging and last_new > self.log.stable:
-                received = Message(Kind.RECEIVED, self.id, m.frm, self.term, last_new, commit=self.log.stable)
-                self._messages.append(received)
+            self._acknowledge(m.frm, last_new)
             return
         hint = self.log.conflict_hint(min(m.index, self.log.last_index), m.log_term)
         self._send(
@@ -662,10 +668,15 @@ class Raft:
             log_term=self.log.term(hint),
         )  # fmt: skip
 
-    def _ack(self, leader: str, index: int) -> None:
+    def _acknowledge(self, leader: str, index: int) -> None:
+        """Promise entries up to ``index`` once they are on disk; say at once that a slow disk has them to do."""
         self._after_sync.append(
             Message(Kind.APPEND_REPLY, self.id, leader, self.term, index=index)
         )
+        if self.lagging and index > self.log.stable:
+            self._messages.append(
+                Message(Kind.RECEIVED, self.id, leader, self.term, index, commit=self.log.stable)
+            )
 
     def _on_append_reply(self, m: Message, progress: Progress) -> None:
         if m.reject:
@@ -733,8 +744,8 @@ class Raft:
             if received < oldest:
                 if oldest != progress.inflight_at_heartbeat:
                     return  # it may still be on its way
-                progress.inflight.clear()  # lost
-                progress.next = progress.match + 1
+                progress.inflight.clear()  # lost, from where its log ends
+                progress.next = min(max(progress.match, received), self.log.last_index) + 1
             elif self._unsynced_bytes(progress) < self.settings.unsynced_bytes_max:
                 progress.inflight.popleft()
             else:
@@ -743,7 +754,14 @@ class Raft:
         self._send_append(to, even_empty=True)
 
     def _unsynced_bytes(self, progress: Progress) -> int:
-        return self.log.bytes_between(max(progress.match, progress.durable), progress.next - 1)
+        low, high = max(progress.match, progress.durable), progress.next - 1
+        counted_low, counted_high, size = progress.counted
+        if self.log.snapshot_index <= counted_low <= low and counted_high <= high:
+            size += self.log.bytes_between(counted_high, high) - self.log.bytes_between(counted_low, low)
+        else:
+            size = self.log.bytes_between(low, high)
+        progress.counted = (low, high, size)
+        return size
 
     def _append(self, entries: list[Entry], bounded: bool = True) -> int:
         if self.role is not Role.LEADER:

@@ -54,7 +54,8 @@ class Disk(Protocol):
     ``("sync_dir",)``.  ``done(error)`` is called once; after an error later batches fail too.
     ``full`` says that operations wait for room, and which; empty when they do not.
     A batch that was submitted ``if_room`` does not wait: it ends with a ``DiskError`` whose
-    ``full`` is set, some of it may be done, and later batches go on.
+    ``full`` is set, some of it may be done, and later batches go on.  Files that such a batch
+    created may also go to make room for others, until a batch that waits renames them.
     """
 
     full: str

@@ -5,7 +5,8 @@ heartbeats do not wait for it.  After one failed operation nothing more is writt
 failed sync left behind is unknown, and going on would be a guess.  A full disk is no such
 failure: files get their room before anything is promised on them, so the operation that
 found none is tried again until there is some, and all that comes after it waits.  A batch
-that can be done without (a piece of a snapshot) is given up instead.
+that can be done without (a piece of a snapshot) is given up instead, also long before the last
+byte is gone, and what was written of it goes as soon as something waits for room.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ Done = Callable[[DiskError | None], None]
 _ZEROS = bytes(1024 * 1024)
 #: Seconds between two looks at whether a full disk has room again.
 FULL_RETRY_S = 0.25
+#: Bytes of a disk that are kept for what cannot be done without: two segments of the log, and a little.
+RESERVE_BYTES = 40 * 1024 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Operations that may be repeated from the start when there was no room.
 _REPEATABLE = ("create", "write", "rename")
@@ -41,6 +44,9 @@ class RealDisk:
         self._queue: queue.SimpleQueue[tuple[Operations, Done, bool] | None] = queue.SimpleQueue()
         self._handles: dict[str, int] = {}
         self._failed: DiskError | None = None
+        self._lock = threading.Lock()
+        self._spare: set[str] = set()  # files that can be done without
+        self._dropped: set[str] = set()  # of them, those that made room for something else
         self._closing = False
         self.full = ""
         self._thread = threading.Thread(target=self._serve, name="disk", daemon=True)
@@ -59,6 +65,12 @@ class RealDisk:
 
     def submit(self, operations: Operations, done: Done, if_room: bool = False) -> None:
         """Queue a batch; ``done`` is called on the loop thread."""
+        with self._lock:
+            for operation in operations:
+                if if_room and operation[0] == "create":
+                    self._spare.add(operation[1])
+                elif not if_room and operation[0] in ("rename", "remove"):  # from here on it is waited for
+                    self._spare.discard(operation[1])
         self._queue.put((operations, done, if_room))
 
     def close(self) -> None:
@@ -77,6 +89,8 @@ class RealDisk:
             if self._failed is None:
                 try:
                     for operation in operations:
+                        if if_room:
+                            self._look_for_room(operation)
                         self._perform(operation, not if_room)
                 except OSError as error:
                     if if_room and error.errno in _FULL:
@@ -96,10 +110,30 @@ class RealDisk:
                 if error.errno not in _FULL or operation[0] not in _REPEATABLE or self._closing or not waits:
                     raise
                 self.full = str(self._explain(error, operation))
-                time.sleep(FULL_RETRY_S)
+                if not self._drop_spare():
+                    time.sleep(FULL_RETRY_S)
             else:
                 self.full = ""
                 return
+
+    def _look_for_room(self, operation: tuple[Any, ...]) -> None:
+        """Raise ``OSError`` for a write that would take from the reserve, or whose file made room."""
+        if operation[1] in self._dropped and operation[0] != "create":
+            raise OSError(errno.ENOSPC, "it made room for the log")
+        if operation[0] == "write":
+            there = os.statvfs(self._folder)
+            if there.f_bavail * there.f_frsize < RESERVE_BYTES + len(operation[3]):
+                raise OSError(errno.ENOSPC, f"less than {RESERVE_BYTES >> 20} MB would be left for the log")
+
+    def _drop_spare(self) -> bool:
+        """Remove what can be done without; whether there was any."""
+        with self._lock:
+            spare, self._spare = self._spare, set()
+        for name in spare:
+            self._forget(name)
+            (self._folder / name).unlink(missing_ok=True)
+        self._dropped |= spare
+        return bool(spare)
 
     def _explain(self, error: OSError, operation: tuple[Any, ...]) -> DiskError:
         path = self._folder / operation[1] if len(operation) > 1 else self._folder
@@ -122,6 +156,7 @@ class RealDisk:
             os.fdatasync(self._handle(operation[1]))
         elif verb == "create":
             self._forget(operation[1])
+            self._dropped.discard(operation[1])
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             handle = os.open(self._folder / operation[1], flags, 0o600)
             self._handles[operation[1]] = handle

@@ -48,8 +48,21 @@ def test_a_member_without_a_leader_is_not_told_that_it_was_removed() -> None:
         cluster.world.run(ALONE_S * 4)
         assert not any(cluster.machines[name].host.fatal for name in "abc")
         cluster.world.cut = set()
+        cluster.world.run(ALONE_S * 3)  # now it can be decided, one way or the other
+        left = cluster.raft(cluster.leader()).config.everyone
+        assert {name for name in "abc" if cluster.machines[name].host.fatal} == set("abc") - left
+
+
+def test_a_leader_that_removes_itself_learns_it() -> None:
+    """It has the entry that says so; what it lacks is a leader."""
+    cluster = Cluster("abc")
+    with cluster.world:
+        leader = cluster.leader()
+        cluster.world.run(1)
+        cluster.ref(leader).ask(ChangeConfig("remove", leader), block=False)
         cluster.world.run(ALONE_S * 3)
-        assert not any(cluster.machines[name].host.fatal for name in "abc")
+        assert isinstance(cluster.machines[leader].host.fatal[0], RemovedError)
+        assert not any(cluster.machines[name].host.fatal for name in set("abc") - {leader})
 
 
 def test_the_founder_of_a_cluster_of_one_asks_nobody() -> None:
