@@ -29,6 +29,10 @@ IGNORED = {
 }
 
 
+#: Elapses of one calendar within its random delay that are looked at before the rest is passed over.
+DELAYED_MAX = 1000
+
+
 @dataclass(slots=True)
 class TimerSpec:
     """Everything a timer file says; times in seconds."""
@@ -72,12 +76,9 @@ def next_elapse(spec: TimerSpec, record: Record, target: Target, now: float) -> 
     """
     found: list[float] = []
     for calendar in spec.calendars:
-        base = max(record.last, record.since)
-        elapse = calendar.next_after(base)
-        if elapse is not None and elapse < now - spec.accuracy and not spec.persistent:
-            elapse = calendar.next_after(max(base, now - spec.accuracy))
-        if elapse is not None:
-            found.append(elapse + _delay(spec, elapse))
+        moment = _calendar_elapse(spec, calendar, max(record.last, record.since), now)
+        if moment is not None:
+            found.append(moment)
     started = [record.since + seconds for seconds in spec.on_active]
     found += [moment + _delay(spec, moment) for moment in started if moment > record.last]
     ran = max(record.fired, target.active_since)
@@ -87,6 +88,23 @@ def next_elapse(spec: TimerSpec, record: Record, target: Target, now: float) -> 
         ended = [target.inactive_since + seconds for seconds in spec.on_unit_inactive]
         found += [moment + _delay(spec, moment) for moment in ended if moment > record.last]
     return min(found, default=None)
+
+
+def _calendar_elapse(spec: TimerSpec, calendar: Calendar, base: float, now: float) -> float | None:
+    """The next elapse of a calendar after ``base``, with its delay."""
+    elapse = calendar.next_after(base)
+    if spec.persistent:
+        return None if elapse is None else elapse + _delay(spec, elapse)
+    oldest = now - spec.accuracy
+    if elapse is not None and elapse < oldest - spec.randomized_delay:
+        elapse = calendar.next_after(oldest - spec.randomized_delay)
+    for _ in range(DELAYED_MAX):
+        if elapse is None or elapse + _delay(spec, elapse) >= oldest:
+            break
+        elapse = calendar.next_after(elapse)
+    else:
+        elapse = calendar.next_after(oldest)
+    return None if elapse is None else elapse + _delay(spec, elapse)
 
 
 def _delay(spec: TimerSpec, elapse: float) -> float:
