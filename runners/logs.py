@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 from .shim import LOG_FILES_KEPT
 
-#: Lines, and bytes, that one request returns at most.
+#: Lines that one request returns at most, and bytes of their text: of the last ones, and of what follows.
 LINES_MAX = 100_000
+LAST_BYTES_MAX = 4 * 1024 * 1024
 BYTES_MAX = 1024 * 1024
-#: Bytes of logs of units that are gone; the oldest go first.
+#: Bytes of logs of units that are gone, and how many such units; the oldest go first.
 KEPT_BYTES_MAX = 256 * 1024 * 1024
+KEPT_MAX = 1000
 
 
 class Line(NamedTuple):
@@ -47,8 +49,9 @@ def parts(folder: Path) -> list[Path]:
 
 
 def last(folder: Path, lines: int, since: float = 0.0) -> Page:
-    """The last ``lines`` that were written at ``since`` (Unix time) or later."""
-    found: deque[Line] = deque(maxlen=min(lines, LINES_MAX))
+    """The last ``lines`` that were written at ``since`` (Unix time) or later, as far as bytes allow."""
+    found: deque[Line] = deque()
+    size = 0
     position = ""
     runs = _Runs(folder)
     for path in parts(folder):
@@ -58,8 +61,12 @@ def last(folder: Path, lines: int, since: float = 0.0) -> Page:
             with path.open("rb") as file:
                 for raw in _whole_lines(file):
                     line = runs.line(raw)
-                    if line is not None and line.time >= since:
-                        found.append(line)
+                    if line is None or line.time < since:
+                        continue
+                    found.append(line)
+                    size += len(line.text)
+                    while found and (len(found) > min(lines, LINES_MAX) or size > LAST_BYTES_MAX):
+                        size -= len(found.popleft().text)
                 position = _position(file)
         except OSError:
             continue  # rotated away meanwhile
@@ -156,7 +163,7 @@ class _Runs:
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """A unit is gone: its log stays in ``kept``, until there is too much of such logs."""
+    """A unit is gone: its log stays in ``kept``, until :func:`prune` finds too much of such logs."""
     files = [*parts(folder), folder / "runs"]
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
@@ -165,18 +172,20 @@ def keep(folder: Path, kept: Path) -> None:
             os.replace(path, kept / path.name)
         except OSError:
             pass
-    prune(kept.parent)
 
 
 def prune(folder: Path) -> None:
-    """Remove the logs that were kept longest, until the rest is within its limit."""
+    """Remove the logs that were kept longest, until the rest is within its limits."""
     found = []
     for unit in folder.iterdir():
-        files = [path.stat() for path in unit.iterdir()] if unit.is_dir() else []
+        try:
+            files = [path.stat() for path in unit.iterdir()] if unit.is_dir() else []
+        except OSError:
+            continue  # the unit came back or was pruned meanwhile
         found.append((max((s.st_mtime for s in files), default=0.0), sum(s.st_size for s in files), unit))
     total = sum(size for _, size, _ in found)
-    for _, size, unit in sorted(found):
-        if total <= KEPT_BYTES_MAX:
+    for done, (_, size, unit) in enumerate(sorted(found)):
+        if total <= KEPT_BYTES_MAX and len(found) - done <= KEPT_MAX:
             return
         shutil.rmtree(unit, ignore_errors=True)
         total -= size

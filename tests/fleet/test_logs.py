@@ -108,5 +108,6 @@ def test_logs_of_units_that_are_gone_are_kept_within_a_limit(tmp_path: Path, mon
         (folder / "runs").write_text("0.5 run\n")
         os.utime(folder / "runs", (number, number))
         logs.keep(folder, tmp_path / "kept" / f"u{number}")
+        logs.prune(tmp_path / "kept")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["u3", "u4"]
     assert logs.last(tmp_path / "kept" / "u4", 5).lines[0].invocation == "run"
