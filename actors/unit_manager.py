@@ -29,6 +29,10 @@ PID_FILE_S = 0.1
 NOT_CREATED = 125
 #: Times that the main process of a forking service is looked for, when several are left.
 GUESSES_MAX = 5
+#: Seconds between two reports in which nothing but the service's word of itself (STATUS=) is new.
+STATUS_S_MIN = 5.0
+#: Sub-states in which nothing of a service is under way.
+_AT_REST = (Sub.DEAD, Sub.FAILED, Sub.EXITED, Sub.AUTO_RESTART)
 #: Sub-states in which a service is on its way down.
 _ENDING = (Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_SIGKILL, Sub.STOP_POST, Sub.FINAL_SIGKILL)
 
@@ -128,21 +132,28 @@ class UnitManager(Actor):
         self._handle: Any = None
         self._reached: Any = None  # the port that the handle is of
         self._connected = False
+        self._greeted = False  # whether a shim that lives still was heard of in this life
         self._empty = True
         self._main_pid = 0
         self._container = ""
         self._meta: dict[str, Any] = {}
         self._timers: dict[str, tuple[Timer, float]] = {}  # by kind: the timer, and when it is due
         self._asking = False
+        self._permitted = False  # by the brain, to run here, under the lease that is held
         self._guesses = 0
         self._fenced = False
         self._leaving = False
         self._since = ports.clock.wall()
+        self._seen_sub: Sub | None = None
         self.health = "none"
         self._health_detail = ""
         self._failures = 0
         self._probing = 0
+        self._probe_environment: dict[str, str] = {}
         self._last_report: Any = None
+        self._said = ""  # the service's word of itself in the last report, and when that was
+        self._said_at = -STATUS_S_MIN
+        self._word_timer: Timer | None = None
         self._unchecked = False  # found running: what was said of it holds until it was probed
         self._problem = ""
 
@@ -233,6 +244,7 @@ class UnitManager(Actor):
     @handles(LeaseState)
     def _on_lease(self, message: LeaseState) -> None:
         self._lease_held = message.held
+        self._permitted = self._permitted and message.held
         self._last_report = None  # a new lease: say everything again
         if not self._assigned:
             return
@@ -288,7 +300,7 @@ class UnitManager(Actor):
             self._report()
             return
         if placement.launched:
-            if self.service.sub is Sub.DEAD and not self.service.wanted:
+            if idle and not self.service.wanted:
                 self._request_start()
         else:
             if self.service.wanted:
@@ -310,10 +322,14 @@ class UnitManager(Actor):
 
         def answered(allowed: Any, error: BaseException | None) -> None:
             self._asking = False
+            current = self.placement is not None and self.placement.fence == fence
             if error is not None:
                 self.after(0.5, self._settle)
-            elif allowed and self.placement is not None and self.placement.fence == fence:
+            elif allowed and current:
+                self._permitted = self._lease_held
                 self._start()
+            elif not current:
+                self._settle()  # another placement came meanwhile
 
         self.ask_then(self._owner, MayStart(self.unit, fence), 6.0, answered)
 
@@ -340,7 +356,8 @@ class UnitManager(Actor):
 
         def decide(unmet: Condition | None) -> None:
             current = self.service is service_ and service_.sub in (Sub.DEAD, Sub.FAILED)
-            if not current or self._leaving or not self._connected or not self._lease_held:
+            wanted = self.placement is not None and self.placement.launched and not self._leaving
+            if not current or not wanted or not self._connected or not self._lease_held:
                 return
             self._problem = f"{unmet} does not hold on this machine" if unmet is not None else ""
             self._new_run()
@@ -407,7 +424,10 @@ class UnitManager(Actor):
         elif kind == "empty":
             self._empty = True
             self._main_pid = 0
+            self._fenced = self._fenced or bool(event.get("fenced"))
             if self.service is not None:
+                if self._fenced:
+                    self.service.wanted = False
                 self._act(self.service.group_empty())
             if self._fenced:
                 self.after(1.0, self._after_fence)
@@ -448,7 +468,7 @@ class UnitManager(Actor):
         if action in ("kill", "restart"):  # what comes of it is for Restart= to say
             self._handle.kill(9, True)
         elif action == "stop" and self.service is not None:
-            self._act(self.service.stop())
+            self._act(self.service.end())
 
     def _on_main(self, event: dict[str, Any]) -> None:
         """What was found of the main process of a forking service."""
@@ -473,9 +493,14 @@ class UnitManager(Actor):
             self._handle.find_main(self.spec.pid_file, self.spec.guess_main_pid)
 
     def _on_hello(self, event: dict[str, Any]) -> None:
+        """The shim says what it knows: for the first time, or over a new link."""
         self._connected = True
         self._empty = bool(event["empty"])
-        self._meta = event["meta"]
+        again, self._greeted = self._greeted, True
+        if self._meta and not event["meta"]:
+            self._handle.remember(self._meta)  # a new shim: the old one died
+        else:
+            self._meta = event["meta"]
         main = [int(pid) for pid, known in event["processes"].items() if known["main"]]
         placement = self.placement
         same = (
@@ -484,12 +509,27 @@ class UnitManager(Actor):
             and self._meta.get("fence") == placement.fence
             and self._meta.get("asked", 0) == placement.restarts
         )
-        if self.service is not None and self.service.sub is Sub.DEAD and same:
+        at_rest = self.service is None or self.service.sub in _AT_REST
+        if again:
+            self._problem = ""
+        if again and not at_rest:
+            self._begin_anew()  # what happened meanwhile is told as to a new life
+        if again and at_rest:
+            pass  # nothing can have been missed
+        elif self.service is not None and self.service.sub is Sub.DEAD and same:
             self.service.restarts = int(self._meta.get("restarts", 0))
             self._resume(main, event)
         elif not self._empty:
             self._handle.kill(9, True)
         self._settle()
+
+    def _begin_anew(self) -> None:
+        assert self.service is not None
+        for timer, _ in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._main_pid = 0
+        self.service = service.Service(self.service.spec)
 
     def _resume(self, main: list[int], event: dict[str, Any]) -> None:
         """Go on with what an earlier life of this actor, or of the host process, had started."""
@@ -504,18 +544,24 @@ class UnitManager(Actor):
         said = event.get("said", {})
         self._container = event["me"].get("container", "")
         self.service.status = said.get("STATUS", "")
-        if self._meta.get("stopping") and not self._empty:
-            self._act(self.service.resume_stop())
+        stopping = self._meta.get("stopping")
+        if stopping and not self._empty:
+            self._main_pid = main[0] if main else 0
+            self._act(self.service.resume_stop(stopping["wanted"], stopping["result"], bool(main)))
         elif main and self.spec.notifies and said.get("READY") != "1":
             self._main_pid = main[0]
             self._act(self.service.resume_main())
         elif main or (self._meta.get("unknown_main") and not self._empty):
             self._main_pid = main[0] if main else 0
             self._unchecked = self.spec.health is not None
-            self.service.watchdog_sec = self.spec.watchdog_sec
+            told = said.get("WATCHDOG_USEC", "")
+            self.service.watchdog_sec = int(told) / 1e6 if told.isdigit() else self.spec.watchdog_sec
             self._act(self.service.adopt(True, known=bool(main)))
         elif self._meta.get("finished"):
-            self._act(self.service.settled(self._meta["finished"]))
+            code, number = self._meta.get("exit") or (0, 0)
+            known = Exit(code, number) if self._meta.get("exit") else None
+            self._act(self.service.settled(self._meta["finished"], known))
+            self._since = self._meta.get("ended_at", self._since)
         elif self._meta.get("exited") and self.spec.remain_after_exit:
             self._act(self.service.adopt(False))
         elif how is not None and not how.get("fenced"):
@@ -523,7 +569,7 @@ class UnitManager(Actor):
             self._ended("", True, _exit_of(how))
         elif under_way:
             self._act(self.service.resume(under_way[0]))
-        elif starting and how is None:
+        elif starting and how is None and not ends[starting[0]].get("fenced"):
             self._act(self.service.resume(starting[0]))
             self._ended(starting[0], False, _exit_of(ends[starting[0]]))
         elif not self._empty:
@@ -532,6 +578,12 @@ class UnitManager(Actor):
     def _on_lost(self, event: dict[str, Any]) -> None:
         """The shim is gone, and its main process with it."""
         self._connected = False
+        if not event.get("gone", True):  # nobody knows what runs: it is looked at again
+            self._problem = str(event.get("error", ""))
+            self._report()
+            self.after(SHIM_RETRY_S, self._reach)
+            return
+        self._greeted = False
         self._empty = True
         self._main_pid = 0
         if self._leaving:
@@ -587,11 +639,10 @@ class UnitManager(Actor):
                 self._settle()
             return
         assert self.service is not None
-        restarting = self.service.sub is Sub.AUTO_RESTART
-        if restarting and (not self._connected or self._fenced or not self._lease_held):
+        if self.service.sub is Sub.AUTO_RESTART and not self._may_restart():
             self._arm(Arm(0.5))
             return
-        if restarting:
+        if self.service.sub is Sub.AUTO_RESTART:
             self._meta["restarts"] = self.service.restarts + 1
             self._meta["invocation"] = self._ports.rng.token()
             for note in ("stopping", "unknown_main"):
@@ -599,6 +650,22 @@ class UnitManager(Actor):
             self._handle.remember(self._meta)
         self._act(self.service.timer(self.now()))
         self._settle()
+
+    def _may_restart(self) -> bool:
+        """Whether the brain says that it runs here; asked again after a change of leases."""
+        if not self._connected or self._fenced or not self._lease_held or self.placement is None:
+            return False
+        if not self._permitted and not self._asking:
+            self._asking = True
+            fence = self.placement.fence
+
+            def answered(allowed: Any, error: BaseException | None) -> None:
+                self._asking = False
+                current = self.placement is not None and self.placement.fence == fence
+                self._permitted = bool(error is None and allowed and current and self._lease_held)
+
+            self.ask_then(self._owner, MayStart(self.unit, fence), 6.0, answered)
+        return self._permitted
 
     def _run(self, action: Run) -> None:
         spec = self.spec
@@ -689,21 +756,27 @@ class UnitManager(Actor):
     # -- health ------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        self._since = self._ports.clock.wall()
         assert self.service is not None
+        if self.service.sub is not self._seen_sub:
+            self._seen_sub = self.service.sub
+            self._since = self._ports.clock.wall()
         if self.service.sub is Sub.EXITED and not self._meta.get("exited"):
             self._meta["exited"] = True
             self._handle.remember(self._meta)
         if self.service.sub in (Sub.DEAD, Sub.FAILED) and self.service.wanted and self._meta:
             self._meta["finished"] = self.service.result  # by itself, so no new life may start it again
+            how = self.service.last_exit
+            self._meta["exit"] = [how.code, how.signal] if how is not None else None
+            self._meta["ended_at"] = self._since
             self._handle.remember(self._meta)
         if self.service.sub in _ENDING and self._meta and not self._meta.get("stopping"):
-            self._meta["stopping"] = True  # so that no new life runs ExecStop again
+            # so that no new life runs ExecStop again
+            self._meta["stopping"] = {"wanted": self.service.wanted, "result": self.service.result}
             self._handle.remember(self._meta)
         if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and self._connected:
-            left = execution.leftovers(self.service.spec, self.service.sub is Sub.AUTO_RESTART)
-            if left or self.service.spec.resources.needs_group:
-                self._handle.tidy(left)
+            folders, files = execution.leftovers(self.service.spec, self.service.sub is Sub.AUTO_RESTART)
+            if folders or files or self.service.spec.resources.needs_group:
+                self._handle.tidy(folders, files)
         up = self.service.sub in (Sub.RUNNING, Sub.RELOAD)
         self._unchecked = self._unchecked and up
         if not up and self.health != "none":
@@ -713,6 +786,7 @@ class UnitManager(Actor):
             self.health = "failing"
             self._health_detail = "not checked yet"
             self._failures = self.spec.health.retries  # until it was seen well once
+            self._probe_environment = {}  # read once for a run, as its own is
             self._probing += 1
             self._probe(self._probing)
         self._report()
@@ -728,12 +802,12 @@ class UnitManager(Actor):
                 inbox.post(lambda: self._probed(round_, well, detail))
 
         try:
-            environment = self._environment(self.spec)
+            self._probe_environment = self._probe_environment or self._environment(self.spec)
         except OSError as error:
             detail = str(error)
             self.actor_inbox.post(lambda: self._probed(round_, False, detail))
             return
-        self._ports.processes.probe(check.kind, check.target, environment, check.timeout, done)
+        self._ports.processes.probe(check.kind, check.target, self._probe_environment, check.timeout, done)
 
     def _probed(self, round_: int, well: bool, detail: str) -> None:
         if round_ != self._probing or self.spec is None or self.spec.health is None:
@@ -799,11 +873,29 @@ class UnitManager(Actor):
                 name = spec.name.instance or spec.name.prefix
                 announce[f"{spec.announce}/{name}"] = f"{self._here.host}:{first}"
         state = self.state()
-        fresh = ({k: v for k, v in state.items() if k != "since"}, announce)
+        fresh = ({k: v for k, v in state.items() if k not in ("since", "status")}, announce)
+        said = state.get("status", "")
         if fresh == self._last_report:
+            if said != self._said:
+                self._report_word()
             return
         self._last_report = fresh
+        self._said, self._said_at = said, self.now()
         self._owner.offer(Report(self.unit, state, announce))
+
+
+    def _report_word(self) -> None:
+        """Every report is a write in the brain, and a service may speak often: not with each word."""
+        wait = self._said_at + STATUS_S_MIN - self.now()
+        if wait <= 0:
+            self._last_report = None
+            self._report()
+        elif self._word_timer is None:
+            self._word_timer = self.after(wait, self._word_due)
+
+    def _word_due(self) -> None:
+        self._word_timer = None
+        self._report()
 
 
 def _exit_of(event: dict[str, Any]) -> Exit:

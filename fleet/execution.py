@@ -41,8 +41,8 @@ def arguments(spec: UnitSpec, step: str, command: Command, main: bool, group: st
         out["access"] = spec.notify_access
     if spec.directories:
         out["directories"] = [
-            [path, spec.directory_modes.get(kind, DIRECTORY_MODE), kind != "configuration"]
-            for kind in DIRECTORY_ROOTS for path in _directories(spec, kind)
+            [root, name, spec.directory_modes.get(kind, DIRECTORY_MODE), kind != "configuration"]
+            for kind, root in DIRECTORY_ROOTS.items() for name in spec.directories.get(kind, ())
         ]  # fmt: skip
     if spec.resources.needs_group:
         out["cgroup"] = {"name": group, "limits": group_limits(spec)}
@@ -62,11 +62,11 @@ def _directories(spec: UnitSpec, kind: str) -> list[str]:
     return [f"{DIRECTORY_ROOTS[kind]}/{name}" for name in spec.directories.get(kind, ())]
 
 
-def leftovers(spec: UnitSpec, restarting: bool) -> list[str]:
-    """Paths that go when a run is over: runtime directories, and the file of a process id."""
+def leftovers(spec: UnitSpec, restarting: bool) -> tuple[list[str], list[str]]:
+    """(directories, files) that go when a run is over: runtime directories, the file of a process id."""
     keep = spec.runtime_directory_preserve
-    paths = [] if keep == "yes" or (keep == "restart" and restarting) else _directories(spec, "runtime")
-    return [*paths, spec.pid_file] if spec.pid_file else paths
+    kept = keep == "yes" or (keep == "restart" and restarting)
+    return [] if kept else _directories(spec, "runtime"), [spec.pid_file] if spec.pid_file else []
 
 
 def variables(spec: UnitSpec) -> dict[str, str]:

@@ -215,6 +215,7 @@ class Service:
     _step: int = 0
     _reloads_itself: bool = False
     _restarting: bool = False
+    _stops_itself: bool = False
     _starts: list[float] = field(default_factory=list)
     _auto_restarts: int = 0
 
@@ -242,6 +243,7 @@ class Service:
         """Found running, and it has not said yet that it is ready."""
         self.wanted = True
         self.main_running = True
+        self.watchdog_sec = self.watchdog_sec or self.spec.watchdog_sec
         self._move(Sub.START)
         return [self._limit(self.spec.timeout_start_sec), Changed()]
 
@@ -254,11 +256,14 @@ class Service:
         self.step_running = True
         return [self._limit(self.spec.timeout_start_sec), Changed()]
 
-    def resume_stop(self) -> list[Action]:
-        """Found in the middle of its stop: ExecStop is not run a second time."""
+    def resume_stop(self, wanted: bool, result: str, main_running: bool) -> list[Action]:
+        """Found in the middle of its stop, by itself (``wanted``) or not: ExecStop is not run again."""
         self._move(Sub.RUNNING)
         self._move(Sub.STOP_SIGTERM)
-        whole = self.spec.kill_mode != "process"
+        self.wanted, self.result, self.main_running = wanted, result, main_running
+        if self.spec.kill_mode in ("process", "none") and not main_running:
+            return self._steps(Sub.STOP_POST)
+        whole = self.spec.kill_mode == "control-group"
         return [Kill(self.spec.kill_signal, whole), self._limit(self.spec.timeout_stop_sec), Changed()]
 
     def lost(self) -> list[Action]:
@@ -267,14 +272,15 @@ class Service:
         if self.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART, Sub.EXITED):
             return []
         self._fail("signal")
-        self._move(Sub.STOP_POST)
+        if self.sub is not Sub.FINAL_SIGKILL:
+            self._move(Sub.STOP_POST)
         return self._finish()
 
-    def settled(self, result: str) -> list[Action]:
+    def settled(self, result: str, last_exit: Exit | None = None) -> list[Action]:
         """Found as it had ended by itself: it stays so until somebody asks for it again."""
         self.wanted = True
-        self.result = result
-        self._move(Sub.DEAD if result == "success" else Sub.FAILED)
+        self.result, self.last_exit = result, last_exit
+        self._move(Sub.DEAD if result in ("success", "exec-condition") else Sub.FAILED)
         return [Changed()]
 
     def skip(self, result: str = "success") -> list[Action]:
@@ -296,6 +302,13 @@ class Service:
         if self.sub in (Sub.CONDITION, Sub.START_PRE, Sub.START):
             return self._kill()  # not started yet: ExecStop is not for this
         return []
+
+    def end(self) -> list[Action]:
+        """Stop it, as if it had ended by itself: what comes of that is for Restart= to say."""
+        wanted = self.wanted
+        actions = self.stop()
+        self.wanted = wanted
+        return actions
 
     def reload(self) -> list[Action]:
         """Run ExecReload in a running service, or send the signal that means it."""
@@ -353,6 +366,7 @@ class Service:
             actions += self._ready()
         if said.get("STOPPING") == "1" and self.sub in (Sub.RUNNING, Sub.RELOAD):
             self._move(Sub.STOP_SIGTERM)
+            self._stops_itself = True
             actions += [self._limit(self.spec.timeout_stop_sec), Changed()]
         return actions
 
@@ -365,6 +379,8 @@ class Service:
 
     def ended(self, step: str, main: bool, how: Exit) -> list[Action]:
         """A process of ours has ended."""
+        if step == "former":  # it was the main process until the unit named another
+            return []
         if main and self._main_ended(how):
             return self._after_main(how)
         if not main:
@@ -446,7 +462,7 @@ class Service:
         self.last_exit = None
         self.status = ""
         self.main_known = True
-        self._restarting = False
+        self._restarting = self._stops_itself = False
         self.watchdog_sec = self.spec.watchdog_sec
         return [Disarm("watchdog"), Disarm("runtime"), *self._steps(Sub.CONDITION)]
 
@@ -548,6 +564,9 @@ class Service:
 
     def _after_asked(self) -> list[Action]:
         """The process that was asked to end did: what of the rest, by KillMode=."""
+        if self._stops_itself:  # nobody has asked the rest to end yet
+            self._stops_itself = False
+            return self._kill()
         if self.spec.kill_mode == "process":
             return self._steps(Sub.STOP_POST)  # the rest is none of our business
         if self.spec.kill_mode == "mixed" and self.sub is not Sub.STOP_SIGKILL:

@@ -33,6 +33,8 @@ LEASE_LOOK_S = 0.25
 ENGINE_S_MAX = 2.0
 #: Seconds without a fenced container after which the guard leaves.
 IDLE_S = 120.0
+#: Seconds after which a container that outlived SIGTERM under a renewed lease ends by itself again.
+FENCE_S_MAX = 90.0
 #: Ended containers that are remembered.
 ENDED_MAX = 1000
 LEASE = struct.Struct("<dd")  # CLOCK_BOOTTIME seconds: when to stop, when to kill
@@ -217,12 +219,13 @@ class Guard:
                 pass
 
     def relent(self) -> None:
-        """The lease is good again: what outlived SIGTERM is not ours to have ended."""
-        if self.stopped:
-            alive = [c for c in self.stopped if c in self.running]
-            for container in alive:
-                self.ended.pop(container, None)
-            self.stopped.clear()
+        """The lease is good again; what was sent SIGTERM shortly before ends for that all the same."""
+        self.stopped.clear()
+        before = boottime() - FENCE_S_MAX
+        outlived = [c for c in self.running if self.ended.get(c, before) < before]
+        for container in outlived:
+            del self.ended[container]
+        if outlived:
             self.save_ended()
 
     # -- what was ended ------------------------------------------------------------------------------

@@ -185,6 +185,9 @@ class ContainerHandle:
         self._record.meta = dict(meta)
         self._record.save()
 
+    def tidy(self, directories: list[str], files: list[str]) -> None:
+        """Nothing of this machine's was made for it; the engine keeps its control group."""
+
     def quit(self) -> None:
         """Remove the container, also a running one; ``lost`` follows."""
         if not self._ready or self._closed:
@@ -241,8 +244,9 @@ class ContainerHandle:
     def _later(self, event: Event) -> None:
         self._owner.loop.call_soon(self._report, event)
 
-    def _lose(self, error: str) -> None:
-        self._report({"ev": "lost", "error": error})
+    def _lose(self, error: str, gone: bool = False) -> None:
+        """``gone``: nothing of the unit runs; else nobody knows, and it is to be opened again."""
+        self._report({"ev": "lost", "error": error, "gone": gone})
         self.close()
 
     def _call(self, work: Callable[[], T]) -> asyncio.Future[T]:
@@ -577,7 +581,7 @@ class ContainerHandle:
             except EngineAway as error:
                 silent_since = silent_since or time.monotonic()
                 if self._process_is_gone() and time.monotonic() - silent_since > ENGINE_PATIENCE_S:
-                    self._lose(f"its process is gone, and how it ended is not known: {error}")
+                    self._lose(f"its process is gone, and how it ended is not known: {error}", gone=True)
                     return
             except Missing:
                 await self._ended(seen, _REMOVED)
@@ -751,7 +755,7 @@ class ContainerHandle:
             self._report(event)
             self._report({"ev": "empty"})
         (self._record.folder / RECORD_FILE).unlink(missing_ok=True)
-        self._lose("the container was removed")
+        self._lose("the container was removed", gone=True)
 
     def _remove_all(self) -> None:
         for seen in self._engine.labelled(self._labels):

@@ -147,14 +147,23 @@ class Engine:
         for client in idle:
             client.close()
 
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """An answer that is the engine's own fault says nothing of the container."""
+        try:
+            return self.call(QUESTION_S_MAX, question)
+        except Refused as error:
+            if error.status >= 500:
+                raise EngineAway(str(error)) from None
+            raise
+
     def inspect(self, container: str) -> Seen:
         """What is true of a container, by id or name."""
-        return self.call(QUESTION_S_MAX, lambda client: _seen(client.inspect_container(container)))
+        return self._ask(lambda client: _seen(client.inspect_container(container)))
 
     def labelled(self, labels: dict[str, str]) -> list[Seen]:
         """All containers with these labels, ended ones too."""
         wanted = [f"{key}={value}" for key, value in labels.items()]
-        listed = self.call(QUESTION_S_MAX, lambda c: c.containers(all=True, filters={"label": wanted}))
+        listed = self._ask(lambda c: c.containers(all=True, filters={"label": wanted}))
         out = []
         for entry in listed:
             try:

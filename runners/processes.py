@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -28,11 +29,19 @@ from . import conditions, logs
 from .shim import LEASE, boottime
 
 Event = dict[str, Any]
+#: What says that nobody listens where a shim would: everything else may be a shim that is busy.
+GONE = (FileNotFoundError, ConnectionRefusedError)
+#: Seconds between two attempts to reach a shim that is there.
+AGAIN_S = 0.2
+#: Bytes of an EnvironmentFile.
+ENVIRONMENT_BYTES_MAX = 1024 * 1024
 _SHIM = Path(__file__).with_name("shim.py")
 #: Seconds a shim has to start, and to be reached.
 SHIM_START_S_MAX = 20.0
 #: Marks every process below a machine's directory, so that "power off" can find them all.
 DIRECTORY_VARIABLE = "ARGOSY_HOST_DIR"
+#: Marks every process of a unit, beside the above.
+UNIT_VARIABLE = "ARGOSY_UNIT"
 
 
 def folder_name(unit: str) -> str:
@@ -43,6 +52,10 @@ def folder_name(unit: str) -> str:
 def unit_name(folder: str) -> str:
     """The reverse of :func:`folder_name`."""
     return folder.replace("_x5c_", "\\")
+
+
+class NotStarted(Exception):
+    """There is no shim, and none could be started."""
 
 
 class Handle:
@@ -61,7 +74,7 @@ class Handle:
 
     def run(self, step: str, argv: list[str], environment: dict[str, str], main: bool, **rest: Any) -> None:
         """Start a command; ``started`` or ``failed``, later ``ended``, follow."""
-        env = {**environment, DIRECTORY_VARIABLE: str(self._owner.base)}
+        env = {**environment, DIRECTORY_VARIABLE: str(self._owner.base), UNIT_VARIABLE: self.unit}
         self._send({"op": "run", "step": step, "argv": argv, "env": env, "main": main, **rest})
 
     def kill(self, number: int, whole: bool) -> None:
@@ -76,9 +89,9 @@ class Handle:
         """Look for the process that a forking service left behind; ``main`` follows."""
         self._send({"op": "find_main", "pid_file": pid_file, "guess": guess})
 
-    def tidy(self, paths: list[str]) -> None:
+    def tidy(self, directories: list[str], files: list[str]) -> None:
         """Remove what a run leaves behind: runtime directories, a PID file, its control group."""
-        self._send({"op": "tidy", "paths": paths})
+        self._send({"op": "tidy", "directories": directories, "files": files})
 
     def quit(self) -> None:
         """End the shim and whatever still runs in it; ``lost`` follows."""
@@ -100,19 +113,43 @@ class Handle:
             self._on_event(event)
 
     async def _serve(self) -> None:
+        """Say what the shim says, over as many links as it takes; ``lost`` only when it is gone."""
         folder = self._owner.folder(self.unit)
-        try:
-            reader, self._writer = await self._owner.reach(folder, self._fenced)
-        except OSError as error:
-            self._report({"ev": "lost", "error": f"the shim could not be started: {error}"})
-            return
-        try:
-            while line := await reader.readline():
-                self._report(json.loads(line))
-        except (OSError, ValueError):
-            pass
-        self._writer = None
-        self._report({"ev": "lost", "error": "the shim ended"})
+        link = await self._reach()
+        while link is not None:
+            reader, self._writer = link
+            try:
+                while line := await reader.readline():
+                    self._report(json.loads(line))
+            except (OSError, ValueError):
+                pass
+            self._writer.close()
+            self._writer = None
+            link = await self._reach_again(folder)
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        while True:
+            try:
+                return await self._owner.reach(self.unit, self._fenced)
+            except NotStarted as error:
+                self._report({"ev": "lost", "error": f"the shim could not be started: {error}"})
+                return None
+            except OSError:  # somebody is there and busy, or we are: no reason for another shim
+                await asyncio.sleep(AGAIN_S)
+
+    async def _reach_again(
+        self, folder: Path
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The link broke: the shim let go of a host that did not read, or it is gone."""
+        while True:
+            try:
+                return await self._owner.connect(folder)
+            except GONE:
+                await asyncio.to_thread(self._owner.end_leftovers, self.unit)
+                self._report({"ev": "lost", "error": "the shim ended"})
+                return None
+            except OSError:
+                await asyncio.sleep(AGAIN_S)
 
 
 class Processes:
@@ -142,17 +179,17 @@ class Processes:
         """Units that have a shim on this machine."""
         return sorted(unit_name(p.parent.name) for p in self._units.glob("*/state.json"))
 
-    async def reach(
-        self, folder: Path, fenced: bool
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to the shim of a folder; start one if nobody answers."""
+    async def reach(self, unit: str, fenced: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to the shim of a unit; start one if there is none (else :class:`NotStarted`)."""
+        folder = self.folder(unit)
         try:
-            return await self._connect(folder)
-        except OSError:
-            await asyncio.to_thread(self._spawn, folder, fenced)
-            return await self._connect(folder)
+            return await self.connect(folder)
+        except GONE:
+            await asyncio.to_thread(self._spawn, unit, fenced)
+            return await self.connect(folder)
 
-    async def _connect(self, folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """To the shim of a folder; raises one of :data:`GONE` when there is none."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:  # through the descriptor: a socket's path is limited to 107 bytes
             return await asyncio.wait_for(
@@ -161,29 +198,37 @@ class Processes:
         finally:
             os.close(handle)
 
-    def _spawn(self, folder: Path, fenced: bool) -> None:
-        self._end_leftovers(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _spawn(self, unit: str, fenced: bool) -> None:
+        folder = self.folder(unit)
+        self.end_leftovers(unit)
         environment = {"PATH": "/usr/bin:/bin", DIRECTORY_VARIABLE: str(self.base)}
         lease = str(self._lease_file) if fenced else "-"
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", str(_SHIM), str(folder), lease],
-            env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, timeout=SHIM_START_S_MAX, check=False, start_new_session=True,
-        )  # fmt: skip
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", str(_SHIM), str(folder), lease],
+                env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, timeout=SHIM_START_S_MAX, check=False, start_new_session=True,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"no shim of {unit} after {SHIM_START_S_MAX:g} s") from None
+        except OSError as error:
+            raise NotStarted(str(error)) from None
         if done.returncode != 0:
             text = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise OSError(text[-1] if text else f"exit status {done.returncode}")
+            raise NotStarted(text[-1] if text else f"exit status {done.returncode}")
 
-    def _end_leftovers(self, folder: Path) -> None:
+    def end_leftovers(self, unit: str) -> None:
         """A shim that died took its main process along; end what that one had started."""
-        state = folder / "state.json"
+        state = self.folder(unit) / "state.json"
         try:
             seen = json.loads(state.read_text())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return
-        if seen.get("shim", {}).get("boot_id", "").replace("-", "") == self.boot_id:
-            kill_marked(str(self.base), invocation=seen.get("meta", {}).get("invocation", ""))
+        except (OSError, ValueError):
+            seen = {}  # damaged, which is no reason to believe that nothing runs
+        if seen.get("shim", {}).get("boot_id", self.boot_id).replace("-", "") == self.boot_id:
+            kill_marked(str(self.base), unit)
         state.unlink(missing_ok=True)
 
     def forget(self, unit: str) -> None:
@@ -191,6 +236,7 @@ class Processes:
         folder = self.folder(unit)
         logs.keep(folder, self.base / "logs" / folder_name(unit))
         shutil.rmtree(folder, ignore_errors=True)
+        self.loop.run_in_executor(None, logs.prune, self.base / "logs")
 
     # -- the lease ----------------------------------------------------------------------
 
@@ -244,7 +290,7 @@ class Processes:
         if not paths:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
         for path in paths:
-            out.update(environment.parse(Path(path).read_text(errors="replace")))
+            out.update(environment.parse(_read_plain(path)))
         return out
 
     def variable(self, name: str) -> str | None:
@@ -273,6 +319,16 @@ class Processes:
         else:
             future = self.loop.run_in_executor(None, logs.last, folder, lines, since)
         future.add_done_callback(lambda page: None if page.cancelled() else done(page.result()))
+
+
+def _read_plain(path: str) -> str:
+    """A plain file, not too large; a pipe or a device of that name would hold up the whole host."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > ENVIRONMENT_BYTES_MAX:
+            raise OSError(errno.EINVAL, f"not a plain file of at most {ENVIRONMENT_BYTES_MAX} bytes", path)
+        return file.read(ENVIRONMENT_BYTES_MAX).decode("utf-8", "replace")
 
 
 _running: set[Any] = set()
@@ -306,13 +362,13 @@ async def _check(kind: str, target: str, environment: dict[str, str]) -> tuple[b
         writer.close()
 
 
-def kill_marked(directory: str, invocation: str = "", rounds: int = 50) -> int:
+def kill_marked(directory: str, unit: str = "", rounds: int = 50) -> int:
     """SIGKILL every process that carries a machine's directory in its environment.
 
-    With ``invocation``, only those of that run of a unit.  Returns how many were killed.
+    With ``unit``, only what that unit runs.  Returns how many were killed.
     """
     wanted = f"{DIRECTORY_VARIABLE}={directory}".encode()
-    also = f"INVOCATION_ID={invocation}".encode() if invocation else b""
+    also = f"{UNIT_VARIABLE}={unit}".encode() if unit else b""
     killed = 0
     for _ in range(rounds):
         found = False

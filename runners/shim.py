@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -27,6 +28,10 @@ LOG_BYTES_MAX = 10 * 1024 * 1024
 LOG_FILES_KEPT = 3
 #: Runs of the unit of which the log can be told apart.
 RUNS_MAX = 1000
+#: Seconds a shim whose unit has ended waits for a host process.
+LONELY_S_MAX = 120.0
+#: Seconds after which a unit that outlived the fence's SIGTERM under a renewed lease ends by itself again.
+FENCE_S_MAX = 90.0
 #: Events kept for a host process that is away.
 EVENTS_MAX = 256
 #: Longest command from the host process, and what may wait to be read by it, in bytes.
@@ -42,6 +47,7 @@ CHDIR, LIMITS, EXEC, STDOUT, GROUP, USER, CGROUP, DIRECTORY = 200, 205, 203, 209
 LEASE = struct.Struct("<dd")  # CLOCK_BOOTTIME seconds: when to stop, when to kill
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_HANDLED = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,7 +128,7 @@ class Log:
             pass  # a full disk loses log lines, not the unit
 
     def _rotate(self) -> None:
-        os.close(self.fd)
+        old = self.fd
         for number in range(LOG_FILES_KEPT, 0, -1):
             older = f"{self.path}.{number}"
             newer = self.path if number == 1 else f"{self.path}.{number - 1}"
@@ -130,7 +136,11 @@ class Log:
                 os.replace(newer, older)
             except OSError:
                 pass
-        self._open()
+        try:
+            self._open()
+        except OSError:
+            return  # no room for a new file: on with the old one
+        os.close(old)
 
 
 class Group:
@@ -219,14 +229,39 @@ class Group:
 
 
 def remove_tree(path: str) -> None:
-    """A runtime directory and what is in it; links are removed, not followed."""
-    for folder, folders, files in os.walk(path, topdown=False):
+    """A runtime directory and what is in it; links are removed, not followed, whoever swaps them in."""
+    for _, folders, files, at in os.fwalk(path, topdown=False):
         for name in files:
-            os.unlink(os.path.join(folder, name))
+            os.unlink(name, dir_fd=at)
         for name in folders:
-            inner = os.path.join(folder, name)
-            os.unlink(inner) if os.path.islink(inner) else os.rmdir(inner)
+            if stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
+                os.unlink(name, dir_fd=at)
+            else:
+                os.rmdir(name, dir_fd=at)
     os.rmdir(path)
+
+
+def read_small(path: str) -> bytes:
+    """The beginning of a plain file; never waits, as a pipe of that name would."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(handle, 64)
+    finally:
+        os.close(handle)
+
+
+def make_folder(root: str, name: str) -> int:
+    """A directory below ``root``, opened; no link on the way is followed."""
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in name.split("/"):
+        try:
+            os.mkdir(part, 0o755, dir_fd=at)
+        except FileExistsError:
+            pass
+        inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        os.close(at)
+        at = inner
+    return at
 
 
 class SetupError(Exception):
@@ -266,6 +301,8 @@ class Shim:
     def __init__(self, lease_path: str) -> None:
         self.lease_path = lease_path
         self.processes: dict[int, dict] = {}  # pid -> {step, main, start}
+        self.starting: dict[int, dict] = {}  # pipe of a process that is being set up -> {pid, program, text}
+        self.aliens: dict[int, int] = {}  # pidfd of a main process that is no child of ours -> pid
         self.events: list[dict] = []
         self.meta: dict = {}
         self.ends: dict[str, dict] = {}  # how what this run had started ended, by step
@@ -280,6 +317,8 @@ class Shim:
         self.quit_deadline = 0.0
         self.was_empty = True
         self.fence_stage = 0
+        self.fence_signalled = False  # what ends from here on, until all is gone, was ended by the fence
+        self.relented_at = 0.0
         self.lonely_since = boottime()
         self.log = Log("log")
         with open("/proc/sys/kernel/random/boot_id") as f:
@@ -289,9 +328,8 @@ class Shim:
         os.set_blocking(self.out_read, False)
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-            signal.signal(ignored, lambda *_: None)
+        for handled in _HANDLED:
+            signal.signal(handled, lambda *_: None)
         try:
             os.unlink("shim.sock")
         except OSError:
@@ -308,13 +346,14 @@ class Shim:
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.notify.bind("\0" + self.notify_name)
         self.notify.setblocking(False)
+        self.read_word()
         self.save()
 
     # -- the loop --------------------------------------------------------------------
 
     def run(self) -> None:
         while True:
-            readers = [self.server, self.out_read, self.wake_read, self.notify]
+            readers = [self.server, self.out_read, self.wake_read, self.notify, *self.starting, *self.aliens]
             writers = []
             if self.client is not None:
                 readers.append(self.client)
@@ -328,9 +367,13 @@ class Shim:
                 self.read_output()
             if self.wake_read in ready:
                 os.read(self.wake_read, 4096)
+            for pipe in [pipe for pipe in self.starting if pipe in ready]:
+                self.look_at_start(pipe)
             if self.notify in ready:
                 self.hear()  # before the end of who spoke is
             self.reap()
+            for handle in [handle for handle in self.aliens if handle in ready]:
+                self.alien_ended(handle)
             self.send()
             if self.server in ready:
                 self.accept()
@@ -362,7 +405,30 @@ class Shim:
         alone = self.client is None and self.was_empty
         if not alone:
             self.lonely_since = boottime()
-        return alone and boottime() - self.lonely_since > 120
+        if alone and boottime() - self.lonely_since > LONELY_S_MAX:
+            self.leave_word()
+            return True
+        return False
+
+    def leave_word(self) -> None:
+        """For the next shim: how the last run ended, so that it is not begun again."""
+        try:
+            with open("left.json.new", "w") as f:
+                json.dump({"boot_id": self.boot_id, "meta": self.meta, "ends": self.ends, "said": self.notified}, f)
+            os.replace("left.json.new", "left.json")
+        except OSError:
+            pass
+
+    def read_word(self) -> None:
+        """What the last shim left, if the machine has not booted since."""
+        try:
+            with open("left.json") as f:
+                left = json.load(f)
+            os.unlink("left.json")
+        except (OSError, ValueError):
+            return
+        if left["boot_id"] == self.boot_id:
+            self.meta, self.ends, self.notified = left["meta"], left["ends"], left["said"]
 
     # -- children ---------------------------------------------------------------------
 
@@ -375,18 +441,20 @@ class Shim:
                     self.was_empty = True
                     self.read_output()
                     self.log.flush()
-                    self.emit({"ev": "empty"})
+                    self.emit({"ev": "empty", **self.by_fence()})
+                    self.fence_signalled = False
                 return
             if pid == 0:
                 return
+            for pipe in [pipe for pipe, about in self.starting.items() if about["pid"] == pid]:
+                while pipe in self.starting:  # it is closed by now: all that was said can be read
+                    self.look_at_start(pipe)
             known = self.processes.pop(pid, None)
             if known is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
             event = {"ev": "ended", "step": known["step"], "main": known["main"],
-                     "code": max(code, 0), "signal": max(-code, 0)}
-            if self.fence_stage and known["main"]:
-                event["fenced"] = True
+                     "code": max(code, 0), "signal": max(-code, 0), **self.by_fence()}
             if os.WIFSIGNALED(status) and os.WCOREDUMP(status):
                 event["dumped"] = True
             if self.group is not None and self.group.had_oom_kill():
@@ -405,23 +473,42 @@ class Shim:
         if command.get("cgroup"):
             self.group = self.group or Group(command["cgroup"]["name"])
             self.group.had_oom_kill()  # what an earlier run had is no news
+        # a signal that comes before the child has set its own handlers waits until it has
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         pid = os.fork()
         if pid == 0:
             self.become(command, error_write)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         os.close(error_write)
-        with os.fdopen(error_read, "rb") as pipe:
-            error = pipe.read().decode("utf-8", "replace")
+        os.set_blocking(error_read, False)
         self.was_empty = False
-        if error:
-            os.waitpid(pid, 0)
-            status, _, text = error.partition(" ")
-            self.log.write([f"{command['argv'][0]}: {text}".encode()])
-            self.ends["main" if command["main"] else command["step"]] = {"code": int(status), "signal": 0}
-            self.emit({"ev": "failed", "step": command["step"], "main": command["main"], "error": text,
-                       "code": int(status)})
-            self.reap()
+        # whatever its set-up waits for, the fence and the rest of the unit do not wait with it
+        self.processes[pid] = {"step": command["step"], "main": command["main"], "start": start_time(pid)}
+        self.starting[error_read] = {"pid": pid, "program": command["argv"][0], "text": b""}
+
+    def look_at_start(self, pipe: int) -> None:
+        """A process that is being set up runs its program now (the pipe ends), or says why not."""
+        about = self.starting[pipe]
+        try:
+            data = os.read(pipe, 65536)
+        except BlockingIOError:
             return
-        self.adopt(pid, command["step"], command["main"])
+        if data:
+            about["text"] += data
+            return
+        os.close(pipe)
+        del self.starting[pipe]
+        pid, known = about["pid"], self.processes.get(about["pid"])
+        if known is None:
+            return
+        if not about["text"]:
+            self.emit({"ev": "started", "step": known["step"], "main": known["main"], "pid": pid})
+            return
+        del self.processes[pid]  # its end is told here
+        status, _, text = about["text"].decode("utf-8", "replace").partition(" ")
+        self.log.write([f"{about['program']}: {text}".encode()])
+        self.ends["main" if known["main"] else known["step"]] = {"code": int(status), "signal": 0}
+        self.emit({"ev": "failed", "step": known["step"], "main": known["main"], "error": text, "code": int(status)})
 
     def adopt(self, pid: int, step: str, main: bool) -> None:
         self.processes[pid] = {"step": step, "main": main, "start": start_time(pid)}
@@ -432,8 +519,9 @@ class Shim:
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+            for number in _HANDLED:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
             status = CGROUP
             if self.group is not None and command.get("cgroup"):
                 self.group.make(command["cgroup"]["limits"])
@@ -498,12 +586,11 @@ class Shim:
     @staticmethod
     def make_directories(command: dict, found: tuple[int, int, list[int], dict[str, str]] | None) -> None:
         """RuntimeDirectory= and its kin, owned by the service's user."""
-        for path, mode, is_owned in command.get("directories") or []:
-            os.makedirs(path, exist_ok=True)
+        for root, name, mode, is_owned in command.get("directories") or []:
             try:
-                folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                folder = make_folder(root, name)
             except OSError as error:
-                raise SetupError(DIRECTORY, f"{path} is no directory of its own: {error.strerror}") from None
+                raise SetupError(DIRECTORY, f"{root}/{name} is no directory of its own: {error.strerror}") from None
             os.fchmod(folder, mode)
             if is_owned and found is not None:
                 os.fchown(folder, found[0], found[1])
@@ -607,17 +694,33 @@ class Shim:
         if pid not in self.everything():
             return False
         for known in self.processes.values():
-            known["main"] = False
+            if known["main"]:
+                known.update(main=False, step="former")
         self.adopt(pid, "start.0", True)
+        if parent_of(pid) != os.getpid():
+            try:
+                self.aliens[os.pidfd_open(pid)] = pid
+            except OSError:
+                pass  # gone already; or a kernel without them, which says nothing of its end
         return True
+
+    def alien_ended(self, handle: int) -> None:
+        """A main process ended whose parent, not we, hears how."""
+        pid = self.aliens.pop(handle)
+        os.close(handle)
+        known = self.processes.pop(pid, None)
+        if known is not None:  # else it had become a child of ours, and was reaped
+            event = {"ev": "ended", "step": known["step"], "main": known["main"],
+                     "code": 0, "signal": 0, **self.by_fence()}
+            self.ends["main" if known["main"] else known["step"]] = event
+            self.emit(event)
 
     def find_main(self, command: dict) -> None:
         """The process that a forking service left: named in its file, or the only one there is."""
         path = command.get("pid_file")
         if path:
             try:
-                with open(path) as f:
-                    pid = int(f.read(32).strip())
+                pid = int(read_small(path).strip())
             except (OSError, ValueError) as error:
                 self.emit({"ev": "main", "found": False, "error": f"PIDFile {path}: {error}"})
                 return
@@ -636,9 +739,14 @@ class Shim:
 
     def tidy(self, command: dict) -> None:
         """After a run: runtime directories and files go, and the control group."""
-        for path in command["paths"]:
+        for path in command["directories"]:
             try:
-                remove_tree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+                remove_tree(path)
+            except OSError:
+                pass
+        for path in command["files"]:
+            try:
+                os.unlink(path)
             except OSError:
                 pass
         if self.group is not None and self.was_empty:
@@ -657,8 +765,9 @@ class Shim:
         if command["whole"]:
             self.signal_all(command["signal"])
         else:
-            for pid in list(self.processes):  # the main process, and a step that runs
-                self.signal_one(pid, command["signal"])
+            for pid, known in list(self.processes.items()):  # the main process, and a step that runs
+                if known["step"] != "former":
+                    self.signal_one(pid, command["signal"])
         self.reap()
         if self.was_empty:
             self.emit({"ev": "empty"})
@@ -682,14 +791,22 @@ class Shim:
             if self.fence_stage < 2:
                 self.log.write([b"argosy: the machine's lease is over: killed"])
             self.fence_stage = 2
+            self.fence_signalled = True
             self.signal_all(signal.SIGKILL)
         elif now >= stop_at:
             if self.fence_stage == 0:
                 self.fence_stage = 1
+                self.fence_signalled = True
                 self.log.write([b"argosy: the machine's lease runs out: stopping"])
                 self.signal_all(signal.SIGTERM)
         elif self.fence_stage == 1:
             self.fence_stage = 0
+            self.relented_at = now
+
+    def by_fence(self) -> dict:
+        """The mark of what ends now, if the fence has sent it a signal."""
+        late = self.fence_stage == 0 and boottime() - self.relented_at > FENCE_S_MAX
+        return {"fenced": True} if self.fence_signalled and not late else {}
 
     # -- the host process ----------------------------------------------------------------
 
@@ -796,9 +913,12 @@ class Shim:
         """What is known, for whoever looks at the directory; atomically."""
         state = {"shim": self.me, "meta": self.meta,
                  "processes": {str(p): k for p, k in self.processes.items()}}
-        with open("state.json.new", "w") as f:
-            json.dump(state, f)
-        os.replace("state.json.new", "state.json")
+        try:
+            with open("state.json.new", "w") as f:
+                json.dump(state, f)
+            os.replace("state.json.new", "state.json")
+        except OSError:
+            pass  # a full disk loses this, not the unit
 
     def read_output(self) -> None:
         for _ in range(OUTPUT_BYTES_TURN // 65536):

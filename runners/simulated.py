@@ -195,7 +195,7 @@ class SimHandle:
     def find_main(self, pid_file: str, guess: bool) -> None:
         """Simulated workloads do not fork."""
 
-    def tidy(self, paths: list[str]) -> None:
+    def tidy(self, directories: list[str], files: list[str]) -> None:
         """Nothing is left behind."""
 
     def quit(self) -> None:

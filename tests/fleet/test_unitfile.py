@@ -165,10 +165,10 @@ def test_what_a_process_finds() -> None:
     assert execution.group_limits(found) == {"memory_max": 1024**3, "cpu_quota": 1.5, "tasks_max": 7}
     assert (found.standard_output, found.standard_error) == (Output("append", "/a"), Output("null"))
     given = execution.arguments(found, "start.0", found.exec_start[0], True, "argosy/m/x")
-    assert given["directories"] == [["/run/a", 0o700, True], ["/run/b/c", 0o700, True]]
+    assert given["directories"] == [["/run", "a", 0o700, True], ["/run", "b/c", 0o700, True]]
     assert given["cgroup"]["name"] == "argosy/m/x"
     assert execution.variables(found)["RUNTIME_DIRECTORY"] == "/run/a:/run/b/c"
-    assert execution.leftovers(found, restarting=False) == ["/run/a", "/run/b/c"]
+    assert execution.leftovers(found, restarting=False) == (["/run/a", "/run/b/c"], [])
 
 
 def test_a_privileged_command_runs_without_the_user() -> None:
