@@ -67,9 +67,7 @@ class RealDisk:
         """Queue a batch; ``done`` is called on the loop thread."""
         with self._lock:
             for operation in operations:
-                if if_room and operation[0] == "create":
-                    self._spare.add(operation[1])
-                elif not if_room and operation[0] in ("rename", "remove"):  # from here on it is waited for
+                if operation[0] == "rename":  # from here on it is waited for
                     self._spare.discard(operation[1])
         self._queue.put((operations, done, if_room))
 
@@ -91,6 +89,8 @@ class RealDisk:
                     for operation in operations:
                         if if_room:
                             self._look_for_room(operation)
+                            with self._lock:
+                                self._spare.add(operation[1])
                         self._perform(operation, not if_room)
                 except OSError as error:
                     if if_room and error.errno in _FULL:
