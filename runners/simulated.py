@@ -99,15 +99,36 @@ class _Shim:
         self.emit({"ev": "empty"})
 
     def watch_lease(self) -> None:
-        """Look again when the lease, as it is known now, is over."""
-        if not self.fenced or self.main is None or not self.alive:
+        """Look again when the lease, as it is known now, runs out: SIGTERM, and SIGKILL once it is over."""
+        world, main = self.place.world, self.main
+        if not self.fenced or main is None or not self.alive:
             return
-        left = self.place.kill_at - self.place.world.now
-        if left > 0:
-            self.place.world.call_later(left + 0.001, self.watch_lease)
+        if world.now >= self.place.kill_at:
+            self.was_fenced = True
+            self.end(9)
             return
-        self.was_fenced = True
-        self.end(9)
+        due = self.place.kill_at
+        if world.now < self.place.stop_at:
+            due = self.place.stop_at
+        elif not self.was_fenced:
+            self.was_fenced = True
+            world.call_later(world.random.random() * 2, lambda: self.end(15) if self.main is main else None)
+        world.call_later(due - world.now + 0.001, self.watch_lease)
+
+    def die(self) -> None:
+        """The shim is killed, and its workload with it."""
+        self.alive = False
+        self.place.shims.pop(self.unit, None)
+        if self.main is not None:
+            self.place.books.ended(self.unit, self.place.machine.name)
+        if self.listener is not None:
+            self.listener.report({"ev": "lost", "error": "the shim ended"})
+
+    def lose_link(self, seconds: float) -> None:
+        """What is said meanwhile, on either side, is not heard; then a new link begins."""
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.break_link(seconds)
 
 
 class Workloads:
@@ -118,6 +139,7 @@ class Workloads:
         self.world = machine.world
         self.books = books
         self.shims: dict[str, _Shim] = {}
+        self.stop_at = 0.0
         self.kill_at = 0.0
         self.next_pid = 100
         self.boots = 0
@@ -129,7 +151,7 @@ class Workloads:
             if shim.main is not None:
                 self.books.ended(shim.unit, self.machine.name)
         self.shims.clear()
-        self.kill_at = 0.0
+        self.stop_at = self.kill_at = 0.0
         self.boots += 1
 
 
@@ -158,6 +180,20 @@ class SimHandle:
         processes = {str(shim.pid): shim.main} if shim.main is not None else {}
         self.report({"ev": "hello", "me": {}, "meta": shim.meta, "pending": pending,
                      "processes": processes, "ends": shim.ends, "empty": shim.main is None})  # fmt: skip
+
+    def break_link(self, seconds: float) -> None:
+        """As when the real handle's connection ends, and a new one says hello."""
+        self._shim = None
+
+        def again() -> None:
+            shim = self._owner.place.shims.get(self._unit)
+            if shim is None:
+                self.report({"ev": "lost", "error": "the shim ended"})
+            elif shim.listener is None:
+                shim.pending.clear()
+                self._reach()
+
+        self._owner.machine.later(seconds, again)
 
     def report(self, event: Event) -> bool:
         """Deliver, unless this host process is gone (then the shim keeps the event)."""
@@ -240,7 +276,7 @@ class SimProcesses:
 
     def set_lease(self, stop_in: float, kill_in: float) -> None:
         """How long, in this machine's seconds, its lease is good."""
-        del stop_in
+        self.place.stop_at = self.machine.world.now + stop_in / self.machine.rate
         self.place.kill_at = self.machine.world.now + kill_in / self.machine.rate
 
     def free_port(self) -> int:

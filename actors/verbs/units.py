@@ -153,8 +153,8 @@ def _desire(control: Control, known: Known, units: list[str], desired: str, bump
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
         changed = {**record, "desired": desired}
-        over = record["desired"] == "launched" and any(map(_is_over, _states_of(control, unit)))
-        if bump or (desired == "launched" and over):  # starting what has ended by itself is another run
+        over = desired == "launched" and any(map(_is_over, _states_of(control, unit)))
+        if bump or over:  # starting what has ended is another run, whose outcome is not that of the last
             changed["restarts"] = record.get("restarts", 0) + 1
         if changed != stored:
             edits[unit] = ["put", UNITS + unit.encode(), to_json(changed)]

@@ -111,3 +111,21 @@ def test_logs_of_units_that_are_gone_are_kept_within_a_limit(tmp_path: Path, mon
         logs.prune(tmp_path / "kept")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["u3", "u4"]
     assert logs.last(tmp_path / "kept" / "u4", 5).lines[0].invocation == "run"
+
+
+def test_one_answer_has_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones, whatever number of lines was asked for."""
+    monkeypatch.setattr(logs, "LAST_BYTES_MAX", 1000)
+    (tmp_path / "log").write_bytes(b"".join(b"%d.0 %s\n" % (n, b"x" * 300) for n in range(1, 50)))
+    assert [line.time for line in logs.last(tmp_path, 100).lines] == [47.0, 48.0, 49.0]
+
+
+def test_so_many_units_that_are_gone_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units without output, too, are only so many."""
+    monkeypatch.setattr(logs, "KEPT_MAX", 2)
+    for number in range(4):
+        (tmp_path / f"u{number}").mkdir()
+        (tmp_path / f"u{number}" / "log").touch()
+        os.utime(tmp_path / f"u{number}" / "log", (number, number))
+    logs.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["u2", "u3"]

@@ -385,3 +385,62 @@ def test_a_unit_whose_shim_is_lost_is_over_in_every_state() -> None:
         service.start(0.0)
         service.lost()
         assert (service.sub, service.result) == (Sub.FAILED, "signal")
+
+
+def test_the_rest_of_a_service_that_stops_by_itself_is_asked_to_end() -> None:
+    """Its main process has ended; what it had started would be waited for until the timeout."""
+    service = make("Type=notify\nNotifyAccess=all\nExecStart=/bin/a\n")
+    service.start(0.0)
+    service.notified({"READY": "1"})
+    service.notified({"STOPPING": "1"})
+    assert service.sub is Sub.STOP_SIGTERM
+    assert Kill(signal.SIGTERM, True) in service.ended("start.0", True, Exit(0))
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.DEAD, "success")
+
+
+@pytest.mark.parametrize(("mode", "main", "kills"), [
+    ("control-group", True, [Kill(signal.SIGTERM, True)]), ("control-group", False, [Kill(signal.SIGTERM, True)]),
+    ("mixed", True, [Kill(signal.SIGTERM, False)]), ("process", True, [Kill(signal.SIGTERM, False)]),
+    ("process", False, []),
+])  # fmt: skip
+def test_a_stop_that_a_new_life_finds_goes_on(mode: str, main: bool, kills: list[Kill]) -> None:
+    """With what was wanted and known before; what has ended by itself may be restarted, what was stopped not."""
+    for wanted, result, sub in ((True, "exit-code", Sub.AUTO_RESTART), (False, "success", Sub.DEAD)):
+        service = make(f"KillMode={mode}\nRestart=on-failure\nTimeoutStopSec=infinity\nExecStart=/bin/a\n")
+        actions = service.resume_stop(wanted, result, main)
+        assert [action for action in actions if isinstance(action, Kill)] == kills
+        if main:
+            service.ended("start.0", True, Exit(0))
+        service.group_empty()
+        assert (service.sub, service.result) == (sub, result)
+
+
+def test_a_shim_that_is_lost_at_the_very_end() -> None:
+    """Everything was being killed."""
+    service = make("ExecStart=/bin/a\nExecStopPost=/bin/p\nTimeoutStopSec=1s\n")
+    service.start(0.0)
+    service.ended("start.0", True, Exit(0))
+    service.group_empty()
+    service.timer(1.0)
+    assert service.sub is Sub.FINAL_SIGKILL
+    service.lost()
+    assert service.sub is Sub.FAILED
+
+
+def test_a_service_that_was_skipped_is_found_so() -> None:
+    """An ExecCondition= that held it back is no failure, also for a new life."""
+    service = make("ExecStart=/bin/a\n")
+    service.settled("exec-condition", Exit(1))
+    assert (service.sub, service.last_exit) == (Sub.DEAD, Exit(1))
+
+
+def test_a_stop_for_its_health_leaves_the_rest_to_restart() -> None:
+    """As if it had ended by itself."""
+    for setting, sub in (("always", Sub.AUTO_RESTART), ("no", Sub.DEAD)):
+        service = make(f"Restart={setting}\nExecStart=/bin/a\n")
+        service.start(0.0)
+        service.end()
+        service.ended("start.0", True, Exit(0, signal.SIGTERM))
+        service.group_empty()
+        assert (service.sub, service.wanted) == (sub, True)

@@ -87,3 +87,22 @@ def test_a_random_delay_is_the_same_everywhere_and_another_each_time() -> None:
     fixed = spec("OnCalendar=06:00 UTC", "RandomizedDelaySec=1h", "FixedRandomDelay=yes")
     days = [next_elapse(fixed, Record(MIDNIGHT + d), NEVER_RAN, MIDNIGHT + d) for d in (0, 86400)]
     assert days[1] == days[0] + 86400  # type: ignore[operator]
+
+
+def test_a_delay_that_is_longer_than_the_accuracy_elapses() -> None:
+    """An elapse is late only when its delay is over, too."""
+    delayed = spec("OnCalendar=06:00 UTC", "RandomizedDelaySec=1h", "AccuracySec=1min")
+    record = Record(MIDNIGHT)
+    first = next_elapse(delayed, record, NEVER_RAN, MIDNIGHT)
+    assert first is not None and first > MIDNIGHT + 6 * 3600 + 60
+    for now in (MIDNIGHT + 6 * 3600 + 59, first - 1, first, first + 59):
+        assert next_elapse(delayed, record, NEVER_RAN, now) == first
+    tomorrow = next_elapse(delayed, record, NEVER_RAN, first + 61)
+    assert tomorrow is not None and tomorrow > MIDNIGHT + 86400 + 6 * 3600
+
+
+def test_many_elapses_within_one_delay_are_not_all_looked_at() -> None:
+    """Every second, and up to a day later."""
+    busy = spec("OnCalendar=*-*-* *:*:* UTC", "RandomizedDelaySec=1d", "AccuracySec=1s")
+    found = next_elapse(busy, Record(MIDNIGHT), NEVER_RAN, MIDNIGHT + 10 * 86400)
+    assert found is not None and found >= MIDNIGHT + 10 * 86400 - 1

@@ -7,6 +7,7 @@ import os
 import pwd
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -256,6 +257,50 @@ def test_failed_unit_stays_failed_when_its_host_restarts(cluster: Cluster, tmp_p
     _start_another_on(cluster, machine)
     assert cluster.row("once")["active"] == "failed"
     assert len(_marks(runs)) == 1
+
+
+def test_a_stop_that_ends_in_failure_does_not_keep_the_unit_from_its_next_start(cluster: Cluster) -> None:
+    """It was stopped all the same; one start is enough."""
+    cluster.submit("grumpy", _service("ExecStart=/bin/sh -c 'trap \"exit 3\" TERM; while :; do sleep 0.05; done'"))
+    cluster.start("grumpy")
+    cluster.ok("unit", "stop", "grumpy")
+    assert cluster.row("grumpy")["active"] == "failed"
+    cluster.start("grumpy")
+    assert cluster.row("grumpy")["active"] == "active"
+
+
+def test_a_unit_whose_shim_died_comes_back_whole(cluster: Cluster, tmp_path: Path) -> None:
+    """With its port and its key, and so that the next life of its host leaves it alone."""
+    cluster.submit("web@.service", _service(
+        f"ExecStart={UNIT} serve {tmp_path}", "Restart=always", "RestartSec=100ms",
+        own="Port=http\nAnnounce=/services/web\nHealthCheck=tcp://:PORT\nHealthInterval=100ms",
+    ))
+    cluster.start("web@3")
+    machine, pid = cluster.row("web@3")["machine"], _pid(cluster, "web@3")
+    state = json.loads((cluster.dir / machine / "units" / "web@3.service" / "state.json").read_text())
+    signal_process(state["shim"]["pid"], signal.SIGKILL)
+    wait_until("it to be back", lambda: _pid(cluster, "web@3") not in (0, pid), 20)
+    again, port = _pid(cluster, "web@3"), cluster.row("web@3")["ports"]["http"]
+    wait_until("its key", lambda: _announced(cluster) == {"/services/web/3": f"127.0.0.1:{port}"})
+    cluster.await_new_host(machine, cluster.kill_host(machine))
+    cluster.await_whole()
+    wait_until("it to be found", lambda: cluster.row("web@3")["active"] == "active")
+    assert _pid(cluster, "web@3") == again and alive(again)
+
+
+def test_how_a_unit_ended_is_known_to_the_next_life_of_its_host(cluster: Cluster, tmp_path: Path) -> None:
+    """Timers count from there."""
+    cluster.submit("brief", _service(f"ExecStart={UNIT} mark {tmp_path}/runs exit 5"))
+    cluster.ask("unit.start", units=["brief"], no_block=True)
+    wait_until("the failure", lambda: cluster.row("brief")["active"] == "failed")
+    ended = time.time()
+    machine, reason = cluster.row("brief")["machine"], cluster.ask("unit.why", unit="brief")["reason"]
+    assert "exit status 5" in reason
+    cluster.await_new_host(machine, cluster.kill_host(machine))
+    cluster.await_whole()
+    _start_another_on(cluster, machine)
+    assert cluster.ask("unit.why", unit="brief")["reason"] == reason
+    assert cluster.row("brief")["since_s"] >= time.time() - ended - 0.5
 
 
 # -- what a unit is given --------------------------------------------------------------------------

@@ -30,6 +30,7 @@ Announce=/services/%p
 HealthCheck=http://:PORT/
 HealthInterval=1s
 """
+CALM = UNIT.replace("Restart=always\n", "")
 APART = UNIT.replace("[X-Argosy]", "[X-Fleet]\nConflicts=apart@*.service\n[X-Argosy]")
 EVERYWHERE = UNIT.replace("[X-Argosy]", "[X-Fleet]\nGlobal=true\n[X-Argosy]")
 #: Virtual seconds after healing within which every unit must run.
@@ -149,8 +150,9 @@ def play(seed: int, size: int = 3, rounds: int = 14) -> Outcome:
             machine.start()
         fleet.do("unit.submit", files=[
             {"name": "web@.service", "content": UNIT}, {"name": "apart@.service", "content": APART},
+            {"name": "calm@.service", "content": CALM},
         ], replace=False)  # fmt: skip
-        names = [f"web@{n}" for n in range(1, 5)] + [f"apart@{n}" for n in range(1, 3)]
+        names = ["web@1", "web@2", "web@3", "apart@1", "apart@2", "calm@1", "calm@2"]
         fleet.do("unit.start", units=names, no_block=True)
         fleet.wanted = {f"{n}.service" for n in names}
         world.run(6.0)
@@ -167,7 +169,9 @@ def _disturb(fleet: Fleet) -> None:
     world = fleet.world
     draw = world.random
     machine = draw.choice(fleet.machines)
-    kind = draw.choice(["power", "process", "pause", "cut", "one-way", "heal", "kill", "command", "bounce", "workload"])
+    kind = draw.choice([
+        "power", "process", "pause", "cut", "one-way", "heal", "kill", "command", "bounce", "workload", "shim", "link",
+    ])  # fmt: skip
     if kind in ("power", "process") and machine.alive:
         machine.crash(power=kind == "power")
         away = draw.random() * (8 if kind == "power" else 3)
@@ -199,11 +203,17 @@ def _disturb(fleet: Fleet) -> None:
         for verb in ("unit.unload", "unit.start") * 4:
             world.call_later(at, lambda verb=verb: fleet.command(verb, units=[unit], no_block=True))  # type: ignore[misc]
             at += draw.random() * 0.1
-    elif kind == "workload" and machine.alive:
+    elif kind in ("workload", "shim", "link") and machine.alive:
         shims = sorted(machine.place.shims)  # type: ignore[attr-defined]
         if shims:
-            shim = machine.place.shims[draw.choice(shims)]  # type: ignore[attr-defined]
-            if shim.main is not None:
+            unit = draw.choice(shims)
+            shim = machine.place.shims[unit]  # type: ignore[attr-defined]
+            world.note(f"{kind} of {unit} on {machine.name}")
+            if kind == "shim":
+                shim.die()
+            elif kind == "link":
+                shim.lose_link(draw.random())
+            elif shim.main is not None:
                 shim.end(0)
 
 

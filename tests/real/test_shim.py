@@ -1,0 +1,253 @@
+"""The shim and the host's end of the link to it, without the rest of a host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runners import shim
+from runners.processes import Handle, Processes, kill_marked
+from runners.shim import LEASE, boottime
+
+from ..waiting import wait_until
+from .cluster import alive
+
+SLEEP = ["/bin/sleep", "1000"]
+#: A main process that hears SIGTERM, says so, and goes on.
+DEAF = ["/bin/sh", "-c", "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done"]
+
+
+_open: list[Unit] = []
+
+
+class Unit:
+    """One unit's handle on a loop of its own, and what it said."""
+
+    def __init__(self, base: Path, name: str = "u.service", fenced: bool = False) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        _open.append(self)
+        self.events: list[dict[str, Any]] = []
+        self.processes = Processes(self.loop, base)
+        self.folder = self.processes.folder(name)
+        self.handle = self._on_loop(lambda: Handle(self.processes, name, fenced, self.events.append))
+        self.hello = self.await_("hello")
+
+    def _on_loop(self, work: Any) -> Any:
+        async def call() -> Any:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(30)
+
+    def say(self, verb: str, *words: Any, **rest: Any) -> None:
+        """Call a method of the handle."""
+        self._on_loop(lambda: getattr(self.handle, verb)(*words, **rest))
+
+    def run(self, argv: list[str], main: bool = True, step: str = "start.0", **rest: Any) -> None:
+        self.say("run", step, argv, {"PATH": "/bin"}, main, **rest)
+
+    def await_(self, kind: str, number: int = 1) -> dict[str, Any]:
+        """The n-th event of a kind."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [event for event in self.events if event["ev"] == kind]
+            return len(found) >= number
+
+        wait_until(f"{kind} number {number} in {self.events}", there, 20)
+        return found[number - 1]
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    @property
+    def shim(self) -> int:
+        return int(self.hello["me"]["pid"])
+
+    def end(self) -> None:
+        """As when the host process ends: the shim stays."""
+
+        async def rest() -> None:
+            self.handle.close()
+            await asyncio.sleep(0.05)
+
+        if not self.loop.is_closed():
+            asyncio.run_coroutine_threadsafe(rest(), self.loop).result(10)
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(10)
+            self.loop.close()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    while _open:
+        _open.pop().end()
+    kill_marked(str(tmp_path))
+
+
+def write_lease(base: Path, stop_in: float, kill_in: float) -> None:
+    (base / "lease").write_bytes(LEASE.pack(boottime() + stop_in, boottime() + kill_in))
+
+
+def test_a_shim_that_let_go_of_its_host_is_not_taken_for_dead(base: Path) -> None:
+    """The link is made again, and the process is the same."""
+    unit = Unit(base)
+    unit.run(SLEEP)
+    pid = unit.await_("started")["pid"]
+    with socket.socket(socket.AF_UNIX) as other:  # the shim talks to whoever came last
+        other.connect(str(unit.folder / "shim.sock"))
+        other.recv(1)
+    again = unit.await_("hello", 2)
+    assert again["me"] == unit.hello["me"] and str(pid) in again["processes"]
+    assert alive(pid) and not [event for event in unit.events if event["ev"] == "lost"]
+    unit.say("kill", signal.SIGTERM, True)
+    assert unit.await_("ended")["signal"] == signal.SIGTERM
+
+
+def test_a_shim_that_died_is_said_to_be_lost_when_nothing_of_it_runs(base: Path) -> None:
+    """Also what its main process had started, in a session of its own, and nothing of other units."""
+    others = Unit(base, "other.service")
+    others.run(SLEEP)
+    bystander = others.await_("started")["pid"]
+    unit = Unit(base)  # it has told its shim nothing of itself
+    unit.run(["/bin/sh", "-c", f"setsid sleep 1000 & echo $! > {base}/child; wait"])
+    unit.await_("started")
+    wait_until("the child", lambda: (base / "child").exists() and (base / "child").read_text().strip())
+    child = int((base / "child").read_text())
+    os.kill(unit.shim, signal.SIGKILL)
+    unit.await_("lost")
+    assert not alive(child) and alive(bystander)
+
+
+def test_a_set_up_that_hangs_holds_up_neither_a_stop_nor_the_fence(base: Path) -> None:
+    """Nobody reads the pipe that its output goes to."""
+    os.mkfifo(base / "pipe")
+    write_lease(base, 1000, 1000)
+    unit = Unit(base, fenced=True)
+    unit.run(SLEEP, stdout=["file", str(base / "pipe")])
+    unit.run(["/bin/true"], main=False, step="start-post.0")
+    assert unit.await_("ended")["step"] == "start-post.0"
+    unit.say("kill", signal.SIGTERM, True)
+    assert unit.await_("ended", 2)["signal"] == signal.SIGTERM
+    unit.run(SLEEP, stdout=["file", str(base / "pipe")])
+    wait_until("the shim has it", lambda: "start.0" in (unit.folder / "state.json").read_text())
+    write_lease(base, 0, 0)
+    unit.say("find_main", "", False)  # a lease never ends earlier than it said: wake the shim
+    assert unit.await_("ended", 3)["fenced"]
+
+
+def test_a_signal_right_after_the_start_is_heard(base: Path) -> None:
+    """However far its set-up is."""
+    unit = Unit(base)
+    for number in range(1, 41):
+        unit.run(SLEEP)
+        unit.say("kill", signal.SIGTERM, False)
+        assert unit.await_("ended", number)["signal"] == signal.SIGTERM
+
+
+def test_a_shim_that_cannot_write_goes_on(base: Path) -> None:
+    """As on a full disk: what it writes down is lost, and the unit is not."""
+    unit = Unit(base)
+    (unit.folder / "state.json.new").mkdir()
+    (unit.folder / "runs").mkdir()
+    unit.say("remember", {"invocation": "one"})
+    unit.run(SLEEP)
+    pid = unit.await_("started")["pid"]
+    unit.end()
+    again = Unit(base)
+    assert str(pid) in again.hello["processes"] and again.hello["meta"] == {"invocation": "one"}
+
+
+def test_all_that_the_fence_ends_says_so(base: Path) -> None:
+    """Steps too, and what was sent SIGTERM and ended only when the lease was good again."""
+    write_lease(base, 1000, 1000)
+    unit = Unit(base, fenced=True)
+    unit.run(DEAF)
+    unit.run(SLEEP, main=False, step="start-post.0")
+    wait_until("it is up", lambda: "up" in unit.log())
+    write_lease(base, 0, 1000)
+    unit.say("find_main", "", False)  # wakes the shim
+    wait_until("it heard the fence", lambda: "heard" in unit.log())
+    write_lease(base, 1000, 1000)
+    unit.say("kill", signal.SIGKILL, True)
+    assert unit.await_("empty")["fenced"]
+    ended = [event for event in unit.events if event["ev"] == "ended"]
+    assert len(ended) == 2 and all(event["fenced"] for event in ended)
+    unit.run(["/bin/false"])
+    unit.await_("empty", 2)
+    assert "fenced" not in unit.events[-1] and "fenced" not in unit.events[-2]
+
+
+def test_a_main_process_of_another_parent_is_seen_to_end(base: Path) -> None:
+    """MAINPID= names a grandchild, whose parent hears how it ended, and lives."""
+    notify = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(chr(0) + os.environ['NOTIFY_SOCKET'][1:])"
+    code = f"{notify}; p = os.fork() or os.execv('/bin/sleep', ['sleep', '1000']); s.send(f'MAINPID={{p}}'.encode()); os.waitpid(p, 0); os.execv('/bin/sleep', ['sleep', '1000'])"
+    unit = Unit(base)
+    unit.run([sys.executable, "-S", "-E", "-c", code], access="all")
+    pid = unit.await_("started", 2)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert unit.await_("ended")["main"]
+    unit.say("kill", signal.SIGTERM, True)
+    assert unit.await_("ended", 2)["step"] == "former"
+    unit.await_("empty")
+
+
+def test_only_plain_directories_and_files_are_removed(base: Path, tmp_path: Path) -> None:
+    """A PID file that is a directory stays; links are removed, not followed."""
+    kept = tmp_path / "kept"
+    (kept / "inner").mkdir(parents=True)
+    (kept / "inner" / "file").touch()
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    (runtime / "link").symlink_to(kept)
+    unit = Unit(base)
+    unit.say("tidy", [str(runtime)], [str(kept)])
+    wait_until("it is gone", lambda: not runtime.exists())
+    assert (kept / "inner" / "file").exists()
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "swapped").symlink_to(kept)
+    with pytest.raises(OSError):
+        shim.make_folder(str(tmp_path / "root"), "swapped/inner")
+
+
+def test_a_shim_that_nobody_came_back_to_leaves_word(base: Path) -> None:
+    """How its unit ended is known to the next, so that what is over is not begun again."""
+    folder = base / "units" / "u.service"
+    folder.mkdir(parents=True)
+    code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 1.0; shim.main()"
+    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    unit = Unit(base)
+    unit.say("remember", {"invocation": "one", "finished": "success"})
+    unit.run(["/bin/sh", "-c", "exit 7"])
+    unit.await_("empty")
+    unit.end()
+    with socket.socket(socket.AF_UNIX) as waker:  # it looks every half a minute when nothing happens
+        wait_until("it was alone for long enough", lambda: time.sleep(1.2) is None)
+        waker.connect(str(folder / "shim.sock"))
+    wait_until("the shim is gone", lambda: not alive(unit.shim), 40)
+    assert json.loads((folder / "left.json").read_text())["boot_id"]
+    again = Unit(base)
+    assert again.hello["meta"]["finished"] == "success" and again.hello["ends"]["main"]["code"] == 7
+    assert not (folder / "left.json").exists()
+
+
+def test_an_environment_file_that_is_no_plain_file_is_refused_at_once(base: Path) -> None:
+    """A pipe of that name would hold up the whole host."""
+    unit = Unit(base)
+    os.mkfifo(base / "pipe")
+    with pytest.raises(OSError, match="not a plain file"):
+        unit.processes.read_environment(str(base / "pipe"))
