@@ -41,3 +41,20 @@ def test_a_peer_at_rest_hands_over_what_it_is_elected_to() -> None:
         cluster.world.run(2)
         assert not cluster.leads(odd)
         assert cluster.put(leader, b"k").error is None
+
+
+def test_reads_in_the_round_of_a_leader_that_lost_its_office_are_asked_again() -> None:
+    """Of the next leader, as soon as that one is known."""
+    cluster = Cluster("abc")
+    with cluster.world:
+        old = cluster.leader()
+        cluster.world.run(1)
+        others = [name for name in "abc" if name != old]
+        cluster.world.cut = {(a, b) for a in others for b in old} | {(b, a) for a in others for b in old}
+        read = cluster.ref(old).ask(Query(lambda store: store.revision, True, timeout=20.0), block=False)
+        cluster.until(lambda: not cluster.leads(old), "it leads without anybody")
+        cluster.world.run(2)
+        assert not read.done
+        cluster.world.cut = set()
+        cluster.until(lambda: read.done, "no answer")
+        assert read.error is None and cluster.raft(old).leader in others
