@@ -27,6 +27,7 @@ ALIVE = b"/_argosy/alive/"
 TOKENS = b"/_argosy/tokens/"
 LOCKS = b"/_argosy/locks/"
 TIMERS = b"/_argosy/timers/"
+REACTED = b"/_argosy/reacted/"
 
 
 class Mirror:

@@ -162,6 +162,11 @@ class Control(BrainActor):
             out.setdefault(unit, []).append(machine)
         return out
 
+    def placed(self, unit: str) -> list[Item]:
+        """What the machines that a unit is placed on are told of it."""
+        tail = b"/" + unit.encode()
+        return [item for key, item in self.items(PLACES).items() if key.endswith(tail)]
+
     def machines(self) -> dict[str, dict[str, Any]]:
         """Every machine that ever registered, by id."""
         return {k[len(MACHINES) :].decode(): json.loads(i.value) for k, i in self.items(MACHINES).items()}

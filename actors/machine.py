@@ -158,6 +158,7 @@ class Machine(BrainActor):
         about = {
             "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
             "metadata": me.metadata, "role": me.role, "version": me.version,
+            "engine": self._ports.containers is not None,
         }  # fmt: skip
         alive = {"boot_id": self._boot_id, "name": me.name}
         key = me.id.encode()

@@ -18,13 +18,15 @@ from typing import Any
 
 from brain.kv import TXN_OPERATIONS_MAX
 from brain.store import Item
-from fleet import placement, unitfile
+from fleet import dependencies, placement, unitfile
+from fleet.dependencies import Graph, Hold, Phase
 from fleet.placement import Candidate, Placements
 from fleet.spec import UnitSpec
 from kernel.actor import handles
 from kernel.stats import Histogram
 
-from .brain_client import ALIVE, MACHINES, PLACES, STATES, UNITS, BrainActor
+from . import starting
+from .brain_client import ALIVE, MACHINES, PLACES, REACTED, STATES, UNITS, BrainActor
 from .raft_messages import LeaderChanged
 
 logger = logging.getLogger("argosy.scheduler")
@@ -35,6 +37,8 @@ DEBOUNCE_S = 0.02
 BRAKE_WINDOW_S = 30.0
 #: Upper bounds in seconds of the histogram of recoveries.
 RECOVERY_BOUNDS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 300.0)
+#: Seconds between two starts of a unit that another upholds.
+UPHOLD_S = 5.0
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
 
@@ -55,6 +59,8 @@ class Scheduler(BrainActor):
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
         self._moving: dict[str, float] = {}  # unit -> when its machine was found lost
+        self._involved: set[str] = set()  # units whose state is of consequence to others, or to themselves
+        self._upheld: dict[str, float] = {}  # when a unit was started because another upholds it
         self.recovery_seconds = Histogram(RECOVERY_BOUNDS_S)
         self.placements = 0
         self.reschedules: dict[str, int] = {}
@@ -78,7 +84,7 @@ class Scheduler(BrainActor):
         self.braking = False
         if not message.leading:
             return
-        for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES):
+        for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED):
             on_change = self._on_state if prefix == STATES else self._on_change
             self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), on_change)
 
@@ -86,11 +92,12 @@ class Scheduler(BrainActor):
         self._arm()
 
     def _on_state(self, key: bytes, item: Item | None, _: Item | None) -> None:
-        """A state: nothing to decide in it, unless it is the end of one or of a move."""
-        if item is None:
-            self._arm()
-            return
+        """A state: nothing to decide in it, unless it ends, or ends a move, or others depend on it."""
         unit = key[len(STATES) :].decode().partition("/")[2]
+        if item is None or unit in self._involved:
+            self._arm()
+        if item is None:
+            return
         if unit in self._moving:
             state = json.loads(item.value)
             if state["active"] == "active" and state["health"] != "failing":
@@ -114,12 +121,14 @@ class Scheduler(BrainActor):
         if not all(picture.ready for picture in self._pictures.values()):
             return
         view = _View(self._pictures, self._spec)
+        self._involved = view.involved
         self._note_losses(view)
         steps = _Steps()
         self._drop_unwanted(view, steps)
         self._update_in_place(view, steps)
         self._place_globals(view, steps)
         self._place_missing(view, steps)
+        self._react(view, steps)
         self._commit(steps)
 
     def _spec(self, unit: str, wanted: dict[str, Any]) -> UnitSpec | None:
@@ -153,6 +162,8 @@ class Scheduler(BrainActor):
         for (machine, unit), item in sorted(view.places.items()):
             wanted = view.units.get(unit)
             if wanted is None or wanted["desired"] == "inactive" or view.specs[unit] is None:
+                if view.lingers(unit, item):
+                    continue
                 steps.delete_place(machine, unit, item)
                 view.unplace(machine, unit)
             elif machine in view.alive:
@@ -167,7 +178,7 @@ class Scheduler(BrainActor):
 
     def _update_in_place(self, view: _View, steps: _Steps) -> None:
         for (machine, unit), item in sorted(view.places.items()):
-            value = _place_value(view.units[unit])
+            value = view.place_value(unit, machine, item)
             if item.value != value:
                 steps.update_place(machine, unit, item, value)
 
@@ -218,6 +229,56 @@ class Scheduler(BrainActor):
             view.state.place(unit, target)
             self.placements += 1
         self.unplaced = unplaced
+
+    # -- what units are to each other -----------------------------------------------------
+
+    def _react(self, view: _View, steps: _Steps) -> None:
+        """OnFailure=, OnSuccess= and Upholds=: each end of a unit is acted on once, also by the next leader."""
+        for unit in sorted(view.involved):
+            spec, wanted = view.specs.get(unit), view.units.get(unit)
+            if spec is None or wanted is None:
+                continue
+            if spec.related.get("OnFailure") or spec.related.get("OnSuccess"):
+                self._react_to_end(view, steps, unit, spec, wanted)
+            if spec.related.get("Upholds") and view.phase_of(unit) in (Phase.UP, Phase.UNWELL):
+                self._uphold(view, steps, spec.related["Upholds"])
+        for key, item in view.reacted.items():
+            if key[len(REACTED) :].decode() not in view.units:
+                steps.add([[key, "mod", "=", item.mod]], [["delete", key]])
+
+    def _react_to_end(
+        self, view: _View, steps: _Steps, unit: str, spec: UnitSpec, wanted: dict[str, Any]
+    ) -> None:
+        key = REACTED + unit.encode()
+        item = view.reacted.get(key)
+        seen = json.loads(item.value) if item is not None else {}
+        changed = dict(seen)
+        compares: list[Any] = [[key, "mod", "=", item.mod if item is not None else 0]]
+        changes: list[Any] = []
+        for machine, state in sorted(view.states.get(unit, {}).items()):
+            ended = [state["fence"], state.get("asked", 0), state["since"]]
+            what = dependencies.outcome(wanted, state)
+            if not spec.related.get(what) or seen.get(machine) == ended:
+                continue
+            changed[machine] = ended
+            for target in spec.related[what]:
+                logger.info("%s has ended: %s=%s", unit, what, target)
+                guards, edits = starting.start(view.unit_map, target, view.is_over)
+                compares += guards
+                changes += edits
+        if changed != seen:
+            kept = {m: end for m, end in changed.items() if m in view.states.get(unit, {})}
+            steps.add(compares, [["put", key, json.dumps(kept, sort_keys=True).encode()], *changes])
+
+    def _uphold(self, view: _View, steps: _Steps, others: list[str]) -> None:
+        for other in others:
+            if other not in view.units or view.phase_of(other) not in (Phase.OFF, Phase.FAILED, Phase.DONE):
+                continue
+            if self.now() - self._upheld.get(other, -UPHOLD_S) < UPHOLD_S:
+                self.after(UPHOLD_S, self._arm)
+                continue
+            self._upheld[other] = self.now()
+            steps.add(*starting.start(view.unit_map, other, view.is_over))
 
     def _count(self, reason: str) -> None:
         self.reschedules[reason] = self.reschedules.get(reason, 0) + 1
@@ -272,19 +333,81 @@ class _View:
             machine, unit = names(STATES, key)
             if (machine, unit) not in self.places:
                 self.holders.setdefault(unit, set()).add(machine)
+        self.reacted: dict[bytes, Item] = dict(pictures[REACTED].items)
+        self.unit_map: dict[bytes, Item] = pictures[UNITS].items
+        self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
+        self.involved = self.graph.involved
+        #: of involved units only: by unit and machine
+        self.states: dict[str, dict[str, dict[str, Any]]] = {}
+        for key, item in pictures[STATES].items.items() if self.involved else ():
+            machine, unit = names(STATES, key)
+            if unit in self.involved:
+                self.states.setdefault(unit, {})[machine] = json.loads(item.value)
         self.state = Placements()
         for key, item in pictures[MACHINES].items.items():
             machine = key[len(MACHINES) :].decode()
             if machine in self.alive:
                 about = json.loads(item.value)
                 self.state.machines[machine] = Candidate(
-                    machine, about["name"], tuple(sorted(about["metadata"].items()))
+                    machine, about["name"], tuple(sorted(about["metadata"].items())), about.get("engine", True)
                 )
         self.alive = {m: item for m, item in self.alive.items() if m in self.state.machines}
         self.state.units = {u: s for u, s in self.specs.items() if s is not None}
         for machine, unit in self.places:
             if machine in self.alive:
                 self.state.place(unit, machine)
+
+    # -- what units are to each other -------------------------------------------------------
+
+    def phase_of(self, unit: str, near: str = "") -> Phase:
+        """What a unit does; of a global one, what it does on the machine ``near``, if it is there."""
+        wanted = self.units[unit]
+        machines = [machine for machine, _ in self.by_unit.get(unit, ())]
+        states = self.states.get(unit, {})
+        spec = self.specs[unit]
+        if spec is not None and spec.is_global and near in machines:
+            machines, states = [near], {m: state for m, state in states.items() if m == near}
+        places = [json.loads(self.places[m, unit].value) for m in machines if (m, unit) in self.places]
+        let_go = any(place["launched"] and _run_of(place) == _run_of(wanted) for place in places)
+        return dependencies.phase(wanted, let_go, states.values())
+
+    def is_over(self, unit: str) -> bool:
+        """Whether a unit ran, and has ended."""
+        return any(map(dependencies.is_over, self.states.get(unit, {}).values()))
+
+    def place_value(self, unit: str, machine: str, item: Item | None = None) -> bytes:
+        """What a machine is to be told of a unit: also whether it may start, and if not, why."""
+        wanted = self.units[unit]
+        if unit not in self.involved:
+            return _place_value(wanted)
+        place = json.loads(item.value) if item is not None else {}
+        if item is not None and self.lingers(unit, item):
+            return item.value
+        if wanted["desired"] != "launched":
+            return _place_value(wanted)
+        let_go = place.get("launched") and _run_of(place) == _run_of(wanted)
+        judge = self.graph.may_stay if let_go else self.graph.may_start
+        return _place_value(wanted, judge(unit, lambda other: self.phase_of(other, machine)))
+
+    def lingers(self, unit: str, item: Item) -> bool:
+        """Whether a unit that is to stop, or to start anew, must wait for those after it to stop first."""
+        if unit not in self.involved or self.units.get(unit) is None:
+            return False
+        place, wanted = json.loads(item.value), self.units[unit]
+        ends = wanted["desired"] != "launched" or _run_of(place) != _run_of(wanted)
+        return bool(place["launched"] and ends and self.graph.must_linger(unit, self._stops))
+
+    def _stops(self, unit: str) -> bool:
+        """Whether a unit is up and on its way down."""
+        wanted = self.units[unit]
+        for machine, state in self.states.get(unit, {}).items():
+            if state["active"] not in ("active", "activating", "reloading", "deactivating"):
+                continue
+            place = self.places.get((machine, unit))
+            held = place is None or not json.loads(place.value)["launched"]
+            if held or wanted["desired"] != "launched" or (state["hash"], state.get("asked", 0)) != _run_of(wanted):
+                return True
+        return False
 
     def wanted(self) -> list[str]:
         """Units that shall be placed, in order; followers after what they follow."""
@@ -305,6 +428,10 @@ class _Steps:
     def __init__(self) -> None:
         self._groups: list[tuple[list[Any], list[Any]]] = []
 
+    def add(self, conditions: list[Any], changes: list[Any]) -> None:
+        if changes:
+            self._groups.append((conditions, changes))
+
     def delete_place(self, machine: str, unit: str, item: Item) -> None:
         key = _place_key(machine, unit)
         self._groups.append(([[key, "mod", "=", item.mod]], [["delete", key]]))
@@ -323,7 +450,7 @@ class _Steps:
             [UNITS + unit.encode(), "mod", "=", view.unit_items[unit].mod],
             [ALIVE + machine.encode(), "create", "=", view.alive[machine].create],
         ]
-        changes: list[Any] = [["put", key, _place_value(view.units[unit])]]
+        changes: list[Any] = [["put", key, view.place_value(unit, machine)]]
         for lost in instead_of or ():
             old = _place_key(lost, unit)
             conditions.append([old, "mod", "=", view.places[lost, unit].mod])
@@ -343,15 +470,22 @@ class _Steps:
         return (compares, changes, False) if changes else None
 
 
+def _run_of(record: dict[str, Any]) -> tuple[str, int]:
+    """Which start of which file a record of a unit, or of its place, is about."""
+    return record["hash"], record.get("restarts", 0)
+
+
 def _place_key(machine: str, unit: str) -> bytes:
     return PLACES + f"{machine}/{unit}".encode()
 
 
-def _place_value(wanted: dict[str, Any]) -> bytes:
+def _place_value(wanted: dict[str, Any], hold: Hold | None = None) -> bytes:
     value = {
         "content": wanted["content"],
         "hash": wanted["hash"],
-        "launched": wanted["desired"] == "launched",
+        "launched": wanted["desired"] == "launched" and hold is None,
         "restarts": wanted.get("restarts", 0),
     }
+    if hold is not None:
+        value |= {"hold": hold.reason, "blocked": hold.blocked}
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

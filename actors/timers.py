@@ -14,11 +14,12 @@ from typing import Any
 
 from brain.store import Item
 from fleet import timer, unitfile
-from fleet.names import parse
+from fleet.dependencies import is_over
 from fleet.timer import Record, Target, TimerSpec
 from kernel.actor import Timer, handles
 from kernel.ports import Ports
 
+from . import starting
 from .brain_client import STATES, TIMERS, UNITS, BrainActor
 from .raft_messages import LeaderChanged
 
@@ -144,18 +145,11 @@ class Timers(BrainActor):
         self._keep(name, item, {**known, "last": late, "fired": now}, compares, changes)
 
     def _start(self, name: str, unit: str) -> tuple[list[Any], list[Any]]:
-        """The steps that start a service, as ``unit start`` would."""
+        """The steps that start a service, as ``unit start`` would; it is another run in any case."""
         units = self._pictures[UNITS].items
-        key = UNITS + unit.encode()
-        item = units.get(key)
-        template = units.get(UNITS + parse(unit).template.encode()) if parse(unit).template else None
-        if item is None and template is None:
+        if starting.find(units, unit) is None:
             logger.warning("%s elapsed, but no unit is called %s", name, unit)
-            return [], []
-        record = json.loads((item or template).value)  # type: ignore[union-attr]
-        changed = {**record, "desired": "launched", "restarts": record.get("restarts", 0) + 1}
-        value = json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()
-        return [[key, "mod", "=", item.mod if item is not None else 0]], [["put", key, value]]
+        return starting.start(units, unit, lambda other: other == unit or any(map(is_over, self._states(other))))
 
     def _forget_stopped(self) -> bool:
         """A timer that was stopped begins anew when it is started again."""

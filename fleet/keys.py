@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import names, syntax
+from .dependencies import RELATIONS
 from .spec import DIRECTORY_ROOTS, Command, Condition, Output
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ IGNORED: dict[str, dict[str, str]] = {
         "SourcePath": "it is for generators",
         **dict.fromkeys(
             (
-                "Wants", "Requires", "Requisite", "BindsTo", "PartOf", "Upholds", "Before", "After", "OnFailure",
-                "OnSuccess", "StopWhenUnneeded", "RefuseManualStart", "RefuseManualStop", "JobTimeoutSec",
-                "PropagatesReloadTo", "PropagatesStopTo", "RequiresMountsFor",
+                "StopWhenUnneeded", "RefuseManualStart", "RefuseManualStop", "JobTimeoutSec", "PropagatesReloadTo",
+                "ReloadPropagatedFrom", "PropagatesStopTo", "StopPropagatedFrom", "JoinsNamespaceOf", "RequiresMountsFor",
+                "OnFailureJobMode", "OnSuccessJobMode", "IgnoreOnIsolate", "AllowIsolate",
             ),
-            "dependencies between units are not acted upon yet",
+            "not acted upon; see the table of dependencies in docs/units.md",
         ),
         **dict.fromkeys(
             ("StartLimitAction", "FailureAction", "SuccessAction"), "a unit does not reboot its machine here"
@@ -136,6 +137,21 @@ def integer(value: str, low: int, high: int, base: int = 10) -> int:
 
 def _number(attribute: str, low: int, high: int, base: int = 10) -> Handler:
     return _parsed(attribute, lambda value: integer(value, low, high, base))
+
+
+def _relation(key: str) -> Handler:
+    """Names of other units; they add up and are never taken back (systemd.unit(5))."""
+
+    def take(loader: Loader, value: str) -> None:
+        listed: list[str] = loader.spec.related.setdefault(key, [])
+        for word in value.split():
+            name = loader.expand(word)
+            if name.endswith(names.FOREIGN):
+                loader.notes.append(f"{loader.file}: {key}={name}: there are no such units here, it counts as satisfied")
+            elif (full := names.parse(name).full) not in listed:
+                listed.append(full)
+
+    return take
 
 
 def _words(attribute: str) -> Handler:
@@ -489,6 +505,7 @@ KEYS: dict[str, dict[str, Handler]] = {
         **_START_LIMITS,
         **{f"Condition{kind}": _condition(kind, False) for kind in CONDITIONS},
         **{f"Assert{kind}": _condition(kind, True) for kind in CONDITIONS},
+        **{key: _relation(key) for key in RELATIONS},
     },
     "Service": {
         "Type": _choice("type", TYPES),

@@ -10,6 +10,11 @@ NAME_CHARS_MAX = 256
 #: Names one range may expand to.
 RANGE_NAMES_MAX = 10_000
 SUFFIXES = (".service", ".timer")
+#: Kinds of units that there are elsewhere.
+FOREIGN = (
+    ".socket", ".path", ".device", ".mount", ".automount", ".swap", ".slice", ".scope", ".target",
+    ".pod", ".volume", ".network", ".kube", ".build", ".image",
+)  # fmt: skip
 _LEGAL = re.compile(r"^[A-Za-z0-9:_.\\@-]+$")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]+)\}")
 
@@ -49,7 +54,7 @@ def parse(name: str) -> UnitName:
     name = name.rsplit("/", 1)[-1]
     name = name.removesuffix(".container") + ".service" if name.endswith(".container") else name
     if not name.endswith(SUFFIXES):
-        if name.endswith((".socket", ".path", ".device", ".mount", ".target", ".pod", ".volume", ".network", ".kube", ".build", ".image")):
+        if name.endswith(FOREIGN):
             raise NameError_(f"unit {name!r}: units of this kind are not supported; a file ends in .service, .timer or .container")
         name += ".service"
     if len(name) > NAME_CHARS_MAX:

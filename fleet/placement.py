@@ -23,6 +23,7 @@ class Candidate:
     id: str
     name: str
     metadata: tuple[tuple[str, str], ...] = ()
+    has_engine: bool = True
 
 
 @dataclass(slots=True)
@@ -51,6 +52,8 @@ class Placements:
 def refusal(spec: UnitSpec, machine: Candidate, state: Placements) -> str:
     """Why this unit may not run on this machine; empty when it may."""
     name = spec.name.full
+    if spec.container is not None and not machine.has_engine:
+        return "it has no engine for containers (the key engine of its configuration)"
     if spec.machine_id and not _is_machine(spec.machine_id, machine):
         return f"MachineID={spec.machine_id} names another machine"
     refused = _metadata_refusal(spec, machine)

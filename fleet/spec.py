@@ -116,6 +116,8 @@ class UnitSpec:
     name: names.UnitName
     description: str = ""
     conditions: list[Condition] = field(default_factory=list)
+    #: what other units are to it, by the key of [Unit]: After, Requires, ...
+    related: dict[str, list[str]] = field(default_factory=dict)
     # [Service]: its life
     type: str = "simple"
     remain_after_exit: bool = False

@@ -13,10 +13,14 @@ from typing import Any
 
 from . import names, syntax
 from .calendar import Calendar, parse
+from .dependencies import RELATIONS
 
 #: Keys of systemd that do nothing here, with the reason.
 IGNORED = {
-    "Unit": {"Documentation": "it is for readers of the file", "DefaultDependencies": "there are none"},
+    "Unit": {
+        "Documentation": "it is for readers of the file", "DefaultDependencies": "there are none",
+        **dict.fromkeys(RELATIONS, "a timer depends on no unit; the unit that it starts may"),
+    },
     "Timer": {
         "WakeSystem": "no machine of the cluster is asleep",
         "OnClockChange": "the clocks of many machines are not one clock",

@@ -161,10 +161,10 @@ class Loader:
             harmless = section == "Install" or key == "Documentation"
             (self.notes if harmless else self.warnings).append(note)
             return
-        for other, keys in self._keys.items():
-            if key in keys and other != section:
-                self._complain(setting, f"belongs to [{other}], not to [{section}]")
-                return
+        others = [f"[{other}]" for other, keys in self._keys.items() if key in keys and other != section]
+        if others:
+            self._complain(setting, f"belongs to {' or '.join(others)}, not to [{section}]")
+            return
         known = set(self._keys[section]) | set(self._ignored.get(section, ()))
         self._complain(setting, f"unknown key in [{section}]{syntax.nearest(key, known)}")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from brain.store import Store
-from fleet import names, placement, syntax, timer, unitfile
+from brain.store import Store, prefix_end
+from fleet import dependencies, names, placement, syntax, timer, unitfile
+from fleet.dependencies import RELATIONS, Graph, is_over
 from fleet.placement import Candidate, Placements
+from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
 from ..brain_client import ALIVE, TIMERS, UNITS
@@ -24,10 +27,48 @@ UNITS_MAX, EDIT_BATCH = 10_000, 100
 EDIT_TRIES = 10
 #: Logs (of a unit on a machine) that one command may show.
 LOG_SOURCES_MAX = 200
-#: What is stored of units, with the revision at which that was written.
-Known = dict[str, tuple[dict[str, Any], int]]
+#: What files must say for their units to be anything to others.
+_RELATED = re.compile("|".join(RELATIONS).encode())
 #: A step of a transaction for each unit that an edit changes.
 Edits = dict[str, list[Any]]
+
+
+class Known(Mapping[str, tuple[dict[str, Any], int]]):
+    """What is stored of all units, with the revision at which that was written; read as it is asked for."""
+
+    def __init__(self, raw: dict[str, tuple[bytes, int]]) -> None:
+        self._raw = raw
+        self._read: dict[str, tuple[dict[str, Any], int]] = {}
+
+    def __getitem__(self, unit: str) -> tuple[dict[str, Any], int]:
+        if unit not in self._read:
+            value, mod = self._raw[unit]
+            self._read[unit] = (json.loads(value), mod)
+        return self._read[unit]
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def spec(self, unit: str) -> UnitSpec | None:
+        """What a unit's file says, or would say if the unit were made from its template."""
+        source = unit if unit in self._raw else names.parse(unit).template
+        if source not in self._raw or _is_timer(unit):
+            return None
+        try:
+            return unitfile.load(unit, self[source][0]["content"])[0]
+        except ValueError:
+            return None
+
+    def related(self) -> dict[str, UnitSpec]:
+        """The units that name others."""
+        found = {unit: self.spec(unit) for unit, (value, _) in self._raw.items() if _RELATED.search(value)}
+        return {unit: spec for unit, spec in found.items() if spec is not None and not spec.name.is_template}
 
 
 def _unit_names(args: dict[str, Any]) -> list[str]:
@@ -59,9 +100,11 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
     if problems:
         raise syntax.UnitFileError(problems)
     verdicts: dict[str, str] = {}
+    notes: list[str] = []
 
     def change(known: Known, left: list[str]) -> Edits:
         edits: Edits = {}
+        notes[:] = _refuse_cycles(known, files)
         for unit in left:
             content = files[unit]
             old = known[unit][0] if unit in known else None
@@ -81,11 +124,37 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
                 for u, verdict in verdicts.items() if verdict == "kept"]  # fmt: skip
         promise.reply({
             "units": [{"unit": u, "change": verdict} for u, verdict in verdicts.items()],
-            "warnings": heeded + kept,
+            "warnings": heeded + kept + notes,
         })  # fmt: skip
 
     _edit(control, list(files), promise, change, done)
     return promise
+
+
+def _refuse_cycles(known: Known, files: dict[str, str]) -> list[str]:
+    """Units that wait for each other would wait for ever; what names no unit is only said."""
+    stored = known.related()
+    new = {unit: unitfile.load(unit, text)[0] for unit, text in files.items() if not _is_timer(unit)}
+    specs = {**stored, **{unit: spec for unit, spec in new.items() if not spec.name.is_template}}
+    for unit in known:
+        if unit not in specs and (spec := known.spec(unit)) is not None and any(
+            unit in other.related.get(key, ()) for other in specs.values() for key in ("After", "Before", "BindsTo")
+        ):
+            specs[unit] = spec
+    loop = Graph(specs).cycle(new)
+    if loop:
+        raise BadRequest(f"these units would wait for each other for ever: {' after '.join(loop)}")
+    notes = []
+    for unit, spec in new.items():
+        for key, others in spec.related.items() if not spec.name.is_template else ():
+            absent = [o for o in others if o not in known and o not in files and not _has_template(o, known, files)]
+            notes += [f"{unit}: {key}={o}: there is no such unit yet; until there is, it is of no consequence" for o in absent]
+    return notes
+
+
+def _has_template(unit: str, known: Known, files: dict[str, str]) -> bool:
+    template = names.parse(unit).template
+    return bool(template) and (template in known or template in files)
 
 
 def _edit(
@@ -101,18 +170,16 @@ def _edit(
     newest = 0
 
     def attempt(tries: int) -> None:
-        wanted = {*left, *(names.parse(unit).template for unit in left)}
-
         def read(store: Store) -> Any:
-            found = {unit: store.live.get(UNITS + unit.encode()) for unit in wanted}
-            return {unit: (item.value, item.mod) for unit, item in found.items() if item is not None}
+            found = store.range(UNITS, prefix_end(UNITS))
+            return {key[len(UNITS) :].decode(): (item.value, item.mod) for key, item in found}
 
         def have(raw: Any, error: BaseException | None) -> None:
             if error is not None:
                 promise.fail(error)
                 return
             try:
-                known = {unit: (json.loads(value), mod) for unit, (value, mod) in raw.items()}
+                known = Known(raw)
                 commit(known, list(change(known, left).items()), tries)
             except Exception as failure:  # noqa: BLE001 - the operator must hear of it
                 promise.fail(failure)
@@ -130,8 +197,7 @@ def _edit(
             nonlocal newest
             if result["succeeded"]:
                 newest = result["revision"]
-                for unit, _ in batch:
-                    left.remove(unit)
+                left[:] = [unit for unit in left if unit not in dict(batch)]
                 commit(known, rest, tries)
             elif tries > 1:
                 attempt(tries - 1)
@@ -153,12 +219,34 @@ def _desire(control: Control, known: Known, units: list[str], desired: str, bump
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
         changed = {**record, "desired": desired}
-        over = desired == "launched" and any(map(_is_over, _states_of(control, unit)))
+        over = desired == "launched" and any(map(is_over, _states_of(control, unit)))
         if bump or over:  # starting what has ended is another run, whose outcome is not that of the last
             changed["restarts"] = record.get("restarts", 0) + 1
         if changed != stored:
             edits[unit] = ["put", UNITS + unit.encode(), to_json(changed)]
     return edits
+
+
+def _desire_with_others(control: Control, known: Known, units: list[str], verb_: str, desired: str) -> Edits:
+    """What an operator wants of units, and what that means for others."""
+    specs = known.related()
+    plan = dependencies.plan(verb_, units, specs, known.spec)
+    for unit, other in plan.requisites:
+        if not any(state["active"] in ("active", "reloading") for state in _states_of(control, other)):
+            raise Failed(f"{unit} is not started: Requisite={other}, which is not active")
+    if verb_ == "start":
+        chosen = {unit: spec for unit in [*units, *plan.launch] if (spec := known.spec(unit)) is not None}
+        loop = Graph({**specs, **chosen}).cycle(chosen)
+        if loop:
+            raise Failed(f"these units would wait for each other for ever: {' after '.join(loop)}")
+
+    def running(listed: list[str]) -> list[str]:
+        return [unit for unit in listed if unit in known and known[unit][0]["desired"] == "launched"]
+
+    edits = _desire(control, known, units, desired, bump=verb_ == "restart")
+    edits |= _desire(control, known, plan.launch, "launched", bump=False)
+    edits |= _desire(control, known, running(plan.stop), "loaded", bump=False)
+    return edits | _desire(control, known, running(plan.restart), "launched", bump=True)
 
 
 def _from_template(known: Known, unit: str) -> dict[str, Any]:
@@ -171,8 +259,11 @@ def _from_template(known: Known, unit: str) -> dict[str, Any]:
     return {"content": content, "hash": unitfile.content_hash(content), "desired": "inactive", "restarts": 0}
 
 
-def _change(desired: str, settled: Callable[[Control, str], Any], bump: bool = False) -> Any:
-    """A verb that changes what is wanted and waits until it is so."""
+def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) -> Any:
+    """A verb that changes what is wanted and waits until it is so.
+
+    ``verb_``: what it is to units that depend on those it names (``start``, ``stop``, ``restart``).
+    """
 
     def run(control: Control, args: dict[str, Any]) -> Promise:
         promise = Promise()
@@ -201,7 +292,7 @@ def _change(desired: str, settled: Callable[[Control, str], Any], bump: bool = F
             )  # fmt: skip
 
         def change(known: Known, left: list[str]) -> Edits:
-            return _desire(control, known, left, desired, bump)
+            return _desire_with_others(control, known, left, verb_, desired)
 
         _edit(control, units, promise, change, committed)
         return promise
@@ -218,12 +309,6 @@ def _states_of(control: Control, unit: str) -> list[dict[str, Any]]:
     return [s for (u, _), s in control.states().items() if u == unit]
 
 
-def _is_over(state: dict[str, Any]) -> bool:
-    """Whether a unit ran, or was passed over, and has come to rest by itself."""
-    was_done = bool(state.get("last_exit") or state.get("problem"))
-    return state["active"] == "failed" or (state["sub"] == "dead" and was_done)
-
-
 def _is_timer(unit: str) -> bool:
     return unit.endswith(".timer")
 
@@ -235,15 +320,25 @@ def _is_started(control: Control, unit: str) -> Any:
     if record is None or unit not in control.places():
         return False
     current = (record["hash"], record.get("restarts", 0))
+    held = _held(control, unit)
+    if held is not None:
+        return f"{unit} is not started: {held['hold']}" if held["blocked"] else False
     states = [s for s in _states_of(control, unit) if (s["hash"], s.get("asked", 0)) == current]
     if not states or len(states) < len(_states_of(control, unit)):
         return False
     for state in states:
         if state["active"] == "failed":
             return f"{unit} failed: {state.get('problem') or state['result']} ({state.get('last_exit', 'no exit')})"
-        if not (state["active"] == "active" and state["health"] != "failing") and not _is_over(state):
+        if not (state["active"] == "active" and state["health"] != "failing") and not is_over(state):
             return False
     return True
+
+
+def _held(control: Control, unit: str) -> dict[str, Any] | None:
+    """What keeps a unit from starting where it is placed: the reason, and whether that ends by itself."""
+    places = [json.loads(item.value) for item in control.placed(unit)]
+    held = [place for place in places if place.get("hold")]
+    return held[0] if held and len(held) == len(places) else None
 
 
 def _is_stopped(control: Control, unit: str) -> Any:
@@ -258,11 +353,11 @@ def _is_off(control: Control, unit: str) -> Any:
     return unit not in control.places() and not _states_of(control, unit)
 
 
-VERBS["unit.start"] = _change("launched", _is_started)
-VERBS["unit.stop"] = _change("loaded", _is_stopped)
-VERBS["unit.load"] = _change("loaded", _is_loaded)
-VERBS["unit.unload"] = _change("inactive", _is_off)
-VERBS["unit.restart"] = _change("launched", _is_started, bump=True)
+VERBS["unit.start"] = _change("start", "launched", _is_started)
+VERBS["unit.stop"] = _change("stop", "loaded", _is_stopped)
+VERBS["unit.load"] = _change("stop", "loaded", _is_loaded)
+VERBS["unit.unload"] = _change("stop", "inactive", _is_off)
+VERBS["unit.restart"] = _change("restart", "launched", _is_started)
 
 
 @verb("unit.destroy")
@@ -275,7 +370,10 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
         missing = [u for u in left if u not in known]
         if missing:
             raise Missing(f"no unit is called {', '.join(missing)}")
-        return {u: ["delete", UNITS + u.encode()] for u in left}
+        plan = dependencies.plan("stop", left, known.related(), known.spec)
+        others = [u for u in plan.stop if known[u][0]["desired"] == "launched"]
+        gone: Edits = {u: ["delete", UNITS + u.encode()] for u in left}
+        return _desire(control, known, others, "loaded", bump=False) | gone
 
     def committed(revision: int) -> None:
         if args.get("no_block"):
@@ -534,9 +632,12 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     seen = _states_of(control, unit)
     state = seen[0] if seen else None
     on = ", ".join(control.machine_name(m) for m in alive)
+    if state is None and (held := _held(control, unit)) is not None:
+        return {"unit": unit, "reason": f"placed on {on}, held: {held['hold']}", "machines": machines}
     if state is None:
         return {"unit": unit, "reason": f"placed on {on}, which has not started it yet", "machines": machines}
-    detail = f"{state['active']} ({state['sub']})"
+    held = _held(control, unit)
+    detail = f"{state['active']} ({state['sub']})" + (f", held: {held['hold']}" if held is not None else "")
     if state["result"] != "success":
         detail += f", result: {state['result']}"
     for key in ("status", "problem", "last_exit", "health_detail"):
@@ -566,7 +667,7 @@ def _placements(control: Control) -> Placements:
     for machine, about in control.machines().items():
         if ALIVE + machine.encode() in control.items(ALIVE):
             metadata = tuple(sorted(about["metadata"].items()))
-            picture.machines[machine] = Candidate(machine, about["name"], metadata)
+            picture.machines[machine] = Candidate(machine, about["name"], metadata, about.get("engine", True))
     for unit, record in control.units().items():
         try:
             picture.units[unit] = unitfile.load(unit, record["content"])[0]

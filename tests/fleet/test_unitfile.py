@@ -97,7 +97,7 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
         "on-watchdog, on-abort, always",
         "web.service:7:16: TimeoutStopSec: 'soon' is not a time span: 5, 5s, 2min 200ms or infinity are",
         "web.service:9:6: Port: '1x' is not NAME or NAME:NUMBER",
-        "web.service:10:11: Conflicts: belongs to [X-Fleet], not to [X-Argosy]",
+        "web.service:10:11: Conflicts: belongs to [Unit] or [X-Fleet], not to [X-Argosy]",
         "web.service:12:17: MachineMetadata: 'zone' is not KEY=VALUE",
         "web.service:13:1: 'nonsense' is not an assignment: Key=value is",
     ]
@@ -139,10 +139,10 @@ def test_refused(text: str, part: str) -> None:
 def test_known_keys_without_effect_are_said_and_kept() -> None:
     """A unit file that worked elsewhere is taken; nothing is ignored in silence."""
     _, warnings = unitfile.load(
-        "web.service", "[Unit]\nAfter=db.service\n[Service]\nPrivateTmp=yes\nExecStart=/bin/a\n[Install]\nWantedBy=x\n"
+        "web.service", "[Unit]\nStopWhenUnneeded=yes\n[Service]\nPrivateTmp=yes\nExecStart=/bin/a\n[Install]\nWantedBy=x\n"
     )
     assert [warning.split(": ")[1:3] for warning in warnings] == [
-        ["After", "accepted, and without effect"], ["PrivateTmp", "accepted, and without effect"],
+        ["StopWhenUnneeded", "accepted, and without effect"], ["PrivateTmp", "accepted, and without effect"],
     ]  # fmt: skip
 
 
