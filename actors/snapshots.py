@@ -153,7 +153,7 @@ class Snapshots:
             else:
                 peer.journal.publish(meta, part, peer.turn(lambda error: self._saved(meta, error)))
 
-        peer.journal.write_part(part, offset, chunk, peer.turn(written))
+        peer.journal.write_part(part, offset, chunk, peer.turn(written), last)
 
     def _saved(self, meta: Meta, error: DiskError | None) -> None:
         if error is not None:
@@ -241,7 +241,7 @@ class Snapshots:
             return promise
         incoming.size += len(message.data)
         written = peer.turn(lambda error: self._written_part(incoming, message, error))
-        peer.journal.write_part(incoming.part, message.offset, message.data, written)
+        peer.journal.write_part(incoming.part, message.offset, message.data, written, message.last)
         return promise
 
     def new_term(self) -> None:

@@ -167,12 +167,15 @@ class Journal:
         self._has_state = True
         return operations
 
-    def write_part(self, part: str, offset: int, data: bytes, done: Done) -> None:
+    def write_part(self, part: str, offset: int, data: bytes, done: Done, last: bool = False) -> None:
         """Write a piece of a snapshot; batches of the log may go between two of them.
 
-        It does not wait for room on a full disk: ``done`` is told of it, and the log goes on.
+        It does not wait for room on a full disk: ``done`` is told of it, and the log goes on.  Until
+        the last piece is there, what was written of it may go again for the log.
         """
         operations: list[tuple[Any, ...]] = [("write", part, offset, data), ("sync", part)]
+        if last:
+            operations.append(("keep", part))
         if not offset:
             operations.insert(0, ("create", part, 0))
         self._disk.submit(operations, done, if_room=True)

@@ -55,7 +55,7 @@ class Disk(Protocol):
     ``full`` says that operations wait for room, and which; empty when they do not.
     A batch that was submitted ``if_room`` does not wait: it ends with a ``DiskError`` whose
     ``full`` is set, some of it may be done, and later batches go on.  Files that such a batch
-    created may also go to make room for others, until a batch that waits renames them.
+    created may also go to make room for others, until one has said ``("keep", name)``.
     """
 
     full: str

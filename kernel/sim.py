@@ -499,6 +499,8 @@ class SimDisk:
                 file.cached.extend(bytes(offset + len(data) - len(file.cached)))
             file.cached[offset : offset + len(data)] = data
             file.unsynced.append((offset, data))
+        elif verb == "keep":
+            pass  # nothing makes room here
         elif verb == "sync":
             file = self._files[name]
             file.durable = bytearray(file.cached)

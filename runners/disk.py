@@ -44,7 +44,7 @@ class RealDisk:
         self._queue: queue.SimpleQueue[tuple[Operations, Done, bool] | None] = queue.SimpleQueue()
         self._handles: dict[str, int] = {}
         self._failed: DiskError | None = None
-        self._lock = threading.Lock()
+        # used by the thread alone
         self._spare: set[str] = set()  # files that can be done without
         self._dropped: set[str] = set()  # of them, those that made room for something else
         self._closing = False
@@ -65,10 +65,6 @@ class RealDisk:
 
     def submit(self, operations: Operations, done: Done, if_room: bool = False) -> None:
         """Queue a batch; ``done`` is called on the loop thread."""
-        with self._lock:
-            for operation in operations:
-                if operation[0] == "rename":  # from here on it is waited for
-                    self._spare.discard(operation[1])
         self._queue.put((operations, done, if_room))
 
     def close(self) -> None:
@@ -89,8 +85,6 @@ class RealDisk:
                     for operation in operations:
                         if if_room:
                             self._look_for_room(operation)
-                            with self._lock:
-                                self._spare.add(operation[1])
                         self._perform(operation, not if_room)
                 except OSError as error:
                     if if_room and error.errno in _FULL:
@@ -118,7 +112,10 @@ class RealDisk:
 
     def _look_for_room(self, operation: tuple[Any, ...]) -> None:
         """Raise ``OSError`` for a write that would take from the reserve, or whose file made room."""
-        if operation[1] in self._dropped and operation[0] != "create":
+        if operation[0] == "create":
+            self._dropped.discard(operation[1])
+            self._spare.add(operation[1])
+        elif operation[1] in self._dropped:
             raise OSError(errno.ENOSPC, "it made room for the log")
         if operation[0] == "write":
             there = os.statvfs(self._folder)
@@ -127,8 +124,7 @@ class RealDisk:
 
     def _drop_spare(self) -> bool:
         """Remove what can be done without; whether there was any."""
-        with self._lock:
-            spare, self._spare = self._spare, set()
+        spare, self._spare = self._spare, set()
         for name in spare:
             self._forget(name)
             (self._folder / name).unlink(missing_ok=True)
@@ -156,7 +152,6 @@ class RealDisk:
             os.fdatasync(self._handle(operation[1]))
         elif verb == "create":
             self._forget(operation[1])
-            self._dropped.discard(operation[1])
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             handle = os.open(self._folder / operation[1], flags, 0o600)
             self._handles[operation[1]] = handle
@@ -175,6 +170,8 @@ class RealDisk:
         elif verb == "remove":
             self._forget(operation[1])
             (self._folder / operation[1]).unlink(missing_ok=True)
+        elif verb == "keep":
+            self._spare.discard(operation[1])
         elif verb == "sync_dir":
             _sync_folder(self._folder)
         else:

@@ -60,10 +60,6 @@ def run(room: Room, *batches: tuple[list[Any], bool], until: Callable[[], bool] 
             end = loop.create_future()
             ends.append(end)
             port.submit(operations, end.set_result, if_room)
-            if until is not None and if_room:  # what follows is queued once it is done
-                room.begin.set()
-                await asyncio.wait_for(end, 20)
-                room.begin.clear()
         room.begin.set()
         if until is not None:
             while not (port.full and until()):
@@ -76,10 +72,10 @@ def run(room: Room, *batches: tuple[list[Any], bool], until: Callable[[], bool] 
     return asyncio.run(work())
 
 
-def piece(name: str, offset: int, size: int) -> list[Any]:
+def piece(name: str, offset: int, size: int, last: bool = False) -> list[Any]:
     """A piece of something that can be done without."""
     begun = [("create", name, 0)] if not offset else []
-    return [*begun, ("write", name, offset, bytes(size)), ("sync", name)]
+    return [*begun, ("write", name, offset, bytes(size)), ("sync", name), *([("keep", name)] if last else [])]
 
 
 def test_what_can_be_done_without_leaves_room_for_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +96,7 @@ def test_what_waits_for_room_gets_it_from_what_can_be_done_without(
     room = Room(monkeypatch, tmp_path, 10_000)
     found = run(
         room, (piece("a.part", 0, 5000), True), ([("create", "log", 8000)], False),
-        (piece("a.part", 5000, 100), True), ([("remove", "a.part")], False), (piece("a.part", 0, 100), True),
+        (piece("a.part", 5000, 100), True), ([("remove", "a.part")], False), (piece("a.part", 0, 100, last=True), True),
         ([("rename", "a.part", "a")], False),
     )  # fmt: skip
     assert [error is None for error in found] == [True, True, False, True, True, True]
@@ -114,7 +110,8 @@ def test_what_is_awaited_is_not_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(disk, "FULL_RETRY_S", 0.01)
     room = Room(monkeypatch, tmp_path, 10_000)
     found = run(
-        room, (piece("a.part", 0, 5000), True), ([("create", "log", 8000)], False), ([("rename", "a.part", "a")], False),
+        room, (piece("a.part", 0, 5000, last=True), True), ([("create", "log", 8000)], False),
+        ([("rename", "a.part", "a")], False),
         until=(tmp_path / "a.part").exists,
     )  # fmt: skip
     assert found == [None, None, None]

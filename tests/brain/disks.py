@@ -52,7 +52,7 @@ class MemoryDisk:
         elif verb == "remove":
             self.files.pop(operation[1], None)
         else:
-            assert verb in ("sync", "sync_dir"), verb
+            assert verb in ("sync", "sync_dir", "keep"), verb
 
     def image(self) -> dict[str, bytes]:
         """A copy of all files."""
