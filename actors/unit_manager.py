@@ -131,6 +131,7 @@ class UnitManager(Actor):
         self.service: service.Service | None = None
         self._handle: Any = None
         self._reached: Any = None  # the port that the handle is of
+        self._fence_of_handle = True  # whether what it reaches obeys the machine's lease
         self._connected = False
         self._greeted = False  # whether a shim that lives still was heard of in this life
         self._empty = True
@@ -140,6 +141,7 @@ class UnitManager(Actor):
         self._timers: dict[str, tuple[Timer, float]] = {}  # by kind: the timer, and when it is due
         self._asking = False
         self._permitted = False  # by the brain, to run here, under the lease that is held
+        self._looking = False  # at the conditions of a start
         self._guesses = 0
         self._fenced = False
         self._leaving = False
@@ -195,19 +197,27 @@ class UnitManager(Actor):
 
     def _reach(self) -> None:
         self._reached = self._port
+        if self._reached is None and self._leaving:
+            self._owner.offer(Gone(self.unit))
+            return
         if self._reached is None:
             self._problem = "this machine has no engine for containers (see the key engine of its configuration)"
             self.after(SHIM_RETRY_S, self._reach)
             self._report()
             return
-        fenced = self.spec is None or self.spec.on_partition == "stop"
+        self._fence_of_handle = self._is_fenced
         inbox, life = self.actor_inbox, self.actor_inbox.incarnation
 
         def on_event(event: dict[str, Any]) -> None:
             if inbox.incarnation == life and not inbox.closed:
                 inbox.post(lambda: self._on_event(event))
 
-        self._handle = self._reached.open(self.unit, fenced, on_event)
+        self._handle = self._reached.open(self.unit, self._fence_of_handle, on_event)
+
+    @property
+    def _is_fenced(self) -> bool:
+        """Whether the unit must end when the machine's lease is over."""
+        return self.spec is None or self.spec.on_partition == "stop"
 
     # -- what the machine says ----------------------------------------------------------------
 
@@ -255,7 +265,15 @@ class UnitManager(Actor):
 
     def _after_fence(self) -> None:
         """What the fence ended did not fail: once the lease is held, it starts anew."""
-        if not self._fenced or not self._lease_held or not self._empty or self.spec is None:
+        if not self._fenced or not self._lease_held or not self._connected or self.spec is None:
+            return
+        if self.service is not None and self.service.sub is Sub.AUTO_RESTART and self._empty:
+            self._fenced = False  # it had ended before, and is about to be started in any case
+            return
+        at_rest = self.service is not None and self.service.sub in (Sub.DEAD, Sub.FAILED)
+        if at_rest and not self._empty:  # what KillMode= left
+            self._handle.kill(9, True)
+            self.after(SHIM_RETRY_S, self._after_fence)
             return
         if self.service is not None and self.service.sub in (Sub.DEAD, Sub.FAILED):
             self._fenced = False
@@ -286,13 +304,15 @@ class UnitManager(Actor):
         idle = self.service is None or self.service.sub in (Sub.DEAD, Sub.FAILED)
         if self._leaving:
             if idle:
+                self._connected = False  # nothing is to be run in it any more
                 self._handle.quit()  # ``lost`` follows
             return
         placement = self.placement
         assert placement is not None
         if idle and self._loaded_is_stale(placement):
             self._load(placement)
-        if self._port is not self._reached:  # it was a process and is a container now, or the reverse
+        other_fence = idle and self._fence_of_handle != self._is_fenced
+        if other_fence or self._port is not self._reached:  # it was a process and is a container now, or the reverse
             self._connected = False
             self._handle.quit()  # ``lost`` follows, and then the other one is reached
             return
@@ -303,7 +323,7 @@ class UnitManager(Actor):
             if idle and not self.service.wanted:
                 self._request_start()
         else:
-            if self.service.wanted:
+            if self.service.wanted or not idle:
                 self._act(self.service.stop())
             self._report()
 
@@ -352,12 +372,17 @@ class UnitManager(Actor):
 
     def _look_at_conditions(self, service_: service.Service) -> None:
         """Start it, unless a Condition passes it over or an Assert fails it."""
+        if self._looking:
+            return
+        self._looking = True
         inbox, life = self.actor_inbox, self.actor_inbox.incarnation
 
         def decide(unmet: Condition | None) -> None:
             current = self.service is service_ and service_.sub in (Sub.DEAD, Sub.FAILED)
             wanted = self.placement is not None and self.placement.launched and not self._leaving
-            if not current or not wanted or not self._connected or not self._lease_held:
+            self._looking = False
+            if not current or not wanted or not self._connected or not self._permitted or service_.wanted:
+                self._settle()
                 return
             self._problem = f"{unmet} does not hold on this machine" if unmet is not None else ""
             self._new_run()
@@ -429,8 +454,10 @@ class UnitManager(Actor):
                 if self._fenced:
                     self.service.wanted = False
                 self._act(self.service.group_empty())
+            if self._fenced and self.service is not None and self.service.sub is Sub.EXITED:
+                self._act(self.service.stop())
             if self._fenced:
-                self.after(1.0, self._after_fence)
+                self.after(SHIM_RETRY_S, self._after_fence)
             self._settle()
 
     def _ended(self, step: str, main: bool, how: Exit) -> None:
@@ -440,6 +467,7 @@ class UnitManager(Actor):
             return
         if self._fenced:
             self.service.wanted = False  # the lease ran out: no restart on this machine's own account
+            self.after(SHIM_RETRY_S, self._after_fence)
         self._act(self.service.ended(step, main, how))
         self._settle()
 
@@ -495,6 +523,7 @@ class UnitManager(Actor):
     def _on_hello(self, event: dict[str, Any]) -> None:
         """The shim says what it knows: for the first time, or over a new link."""
         self._connected = True
+        self._fence_of_handle = event.get("fenced", self._fence_of_handle)
         self._empty = bool(event["empty"])
         again, self._greeted = self._greeted, True
         if self._meta and not event["meta"]:
@@ -521,6 +550,7 @@ class UnitManager(Actor):
             self._resume(main, event)
         elif not self._empty:
             self._handle.kill(9, True)
+        self._after_fence()
         self._settle()
 
     def _begin_anew(self) -> None:
@@ -545,7 +575,18 @@ class UnitManager(Actor):
         self._container = event["me"].get("container", "")
         self.service.status = said.get("STATUS", "")
         stopping = self._meta.get("stopping")
-        if stopping and not self._empty:
+        if self._meta.get("finished"):
+            known = Exit(*self._meta["exit"]) if self._meta.get("exit") else None
+            actions = self.service.settled(self._meta["finished"], known)
+            self._seen_sub = self.service.sub  # since then, not since now
+            self._since = self._meta.get("ended_at", self._since)
+            self._act(actions)
+        elif stopping and self._empty:
+            if stopping["wanted"]:  # else it was stopped, and is at rest
+                cleaned = stopping.get("cleaned") or any(step.startswith("stop-post.") for step in ends)
+                known = Exit(*stopping["exit"]) if stopping.get("exit") else _exit_of(how) if how else None
+                self._act(self.service.resume_stopped(stopping["result"], known, bool(cleaned)))
+        elif stopping:
             self._main_pid = main[0] if main else 0
             self._act(self.service.resume_stop(stopping["wanted"], stopping["result"], bool(main)))
         elif main and self.spec.notifies and said.get("READY") != "1":
@@ -554,14 +595,9 @@ class UnitManager(Actor):
         elif main or (self._meta.get("unknown_main") and not self._empty):
             self._main_pid = main[0] if main else 0
             self._unchecked = self.spec.health is not None
-            told = said.get("WATCHDOG_USEC", "")
-            self.service.watchdog_sec = int(told) / 1e6 if told.isdigit() else self.spec.watchdog_sec
+            told = service.seconds_of(said.get("WATCHDOG_USEC", ""))
+            self.service.watchdog_sec = told or self.spec.watchdog_sec
             self._act(self.service.adopt(True, known=bool(main)))
-        elif self._meta.get("finished"):
-            code, number = self._meta.get("exit") or (0, 0)
-            known = Exit(code, number) if self._meta.get("exit") else None
-            self._act(self.service.settled(self._meta["finished"], known))
-            self._since = self._meta.get("ended_at", self._since)
         elif self._meta.get("exited") and self.spec.remain_after_exit:
             self._act(self.service.adopt(False))
         elif how is not None and not how.get("fenced"):
@@ -663,6 +699,7 @@ class UnitManager(Actor):
                 self._asking = False
                 current = self.placement is not None and self.placement.fence == fence
                 self._permitted = bool(error is None and allowed and current and self._lease_held)
+                self._settle()  # somebody may have asked for a start meanwhile
 
             self.ask_then(self._owner, MayStart(self.unit, fence), 6.0, answered)
         return self._permitted
@@ -772,6 +809,12 @@ class UnitManager(Actor):
         if self.service.sub in _ENDING and self._meta and not self._meta.get("stopping"):
             # so that no new life runs ExecStop again
             self._meta["stopping"] = {"wanted": self.service.wanted, "result": self.service.result}
+            self._handle.remember(self._meta)
+        stopping = self._meta.get("stopping")
+        if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and stopping and not stopping.get("cleaned"):
+            how = self.service.last_exit
+            stopping |= {"cleaned": True, "result": self.service.result, "wanted": self.service.wanted}
+            stopping["exit"] = [how.code, how.signal] if how is not None else None
             self._handle.remember(self._meta)
         if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and self._connected:
             folders, files = execution.leftovers(self.service.spec, self.service.sub is Sub.AUTO_RESTART)

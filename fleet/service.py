@@ -266,6 +266,16 @@ class Service:
         whole = self.spec.kill_mode == "control-group"
         return [Kill(self.spec.kill_signal, whole), self._limit(self.spec.timeout_stop_sec), Changed()]
 
+    def resume_stopped(self, result: str, last_exit: Exit | None, cleaned: bool) -> list[Action]:
+        """Found where nothing was left of it; ``cleaned``: ExecStopPost has been run."""
+        self._move(Sub.RUNNING)
+        self._move(Sub.STOP_SIGTERM)
+        self.wanted, self.result, self.last_exit = True, result, last_exit
+        if not cleaned:
+            return self._steps(Sub.STOP_POST)
+        self._move(Sub.STOP_POST)
+        return self._finish()
+
     def lost(self) -> list[Action]:
         """Everything of it was killed from outside, and nothing can be run for it."""
         self.main_running = self.step_running = False
@@ -346,14 +356,14 @@ class Service:
         if "STATUS" in said:
             self.status = said["STATUS"]
             actions.append(Changed())
-        period = _seconds(said.get("WATCHDOG_USEC", ""))
+        period = seconds_of(said.get("WATCHDOG_USEC", ""))
         if period:
             self.watchdog_sec = period
         if said.get("WATCHDOG") == "trigger" and self.sub in _UP:
             return actions + self._watchdog()
         if ("WATCHDOG" in said or period) and self.watchdog_sec and self.sub in _UP:
             actions.append(Arm(self.watchdog_sec, "watchdog"))
-        extended = _seconds(said.get("EXTEND_TIMEOUT_USEC", ""))
+        extended = seconds_of(said.get("EXTEND_TIMEOUT_USEC", ""))
         if extended and self.sub is Sub.RUNNING and math.isfinite(self.spec.runtime_max_sec):
             actions.append(Extend(extended, "runtime"))
         elif extended and self.active in ("activating", "deactivating", "reloading"):
@@ -661,6 +671,7 @@ class Service:
         return float(first * (last / first) ** (self._auto_restarts / steps))
 
 
-def _seconds(microseconds: str) -> float:
-    """Seconds of what sd_notify(3) gives in microseconds; 0 for what is no such number."""
-    return int(microseconds) / 1e6 if microseconds.isascii() and microseconds.isdigit() else 0.0
+def seconds_of(microseconds: str) -> float:
+    """Seconds of what sd_notify(3) gives in microseconds; 0 for what is no such number (of 64 bits)."""
+    is_number = microseconds.isascii() and microseconds.isdigit() and len(microseconds) <= 20
+    return int(microseconds) / 1e6 if is_number else 0.0

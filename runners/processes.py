@@ -26,7 +26,7 @@ from typing import Any
 from fleet import environment, spec
 
 from . import conditions, logs
-from .shim import LEASE, boottime
+from .shim import BUSY, LEASE, boottime
 
 Event = dict[str, Any]
 #: What says that nobody listens where a shim would: everything else may be a shim that is busy.
@@ -145,7 +145,11 @@ class Handle:
             try:
                 return await self._owner.connect(folder)
             except GONE:
-                await asyncio.to_thread(self._owner.end_leftovers, self.unit)
+                try:
+                    await asyncio.to_thread(self._owner.end_leftovers, self.unit)
+                except OSError:
+                    await asyncio.sleep(AGAIN_S)
+                    continue
                 self._report({"ev": "lost", "error": "the shim ended"})
                 return None
             except OSError:
@@ -201,7 +205,7 @@ class Processes:
     def _spawn(self, unit: str, fenced: bool) -> None:
         folder = self.folder(unit)
         self.end_leftovers(unit)
-        environment = {"PATH": "/usr/bin:/bin", DIRECTORY_VARIABLE: str(self.base)}
+        environment = {"PATH": "/usr/bin:/bin", DIRECTORY_VARIABLE: str(self.base), UNIT_VARIABLE: unit}
         lease = str(self._lease_file) if fenced else "-"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -214,6 +218,8 @@ class Processes:
             raise TimeoutError(f"no shim of {unit} after {SHIM_START_S_MAX:g} s") from None
         except OSError as error:
             raise NotStarted(str(error)) from None
+        if done.returncode == BUSY:
+            raise TimeoutError(f"{unit} has a shim that does not answer yet")
         if done.returncode != 0:
             text = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise NotStarted(text[-1] if text else f"exit status {done.returncode}")
@@ -221,12 +227,12 @@ class Processes:
     def end_leftovers(self, unit: str) -> None:
         """A shim that died took its main process along; end what that one had started."""
         state = self.folder(unit) / "state.json"
+        if not self.folder(unit).exists():
+            return
         try:
             seen = json.loads(state.read_text())
-        except FileNotFoundError:
-            return
         except (OSError, ValueError):
-            seen = {}  # damaged, which is no reason to believe that nothing runs
+            seen = {}  # lost or damaged, which is no reason to believe that nothing runs
         if seen.get("shim", {}).get("boot_id", self.boot_id).replace("-", "") == self.boot_id:
             kill_marked(str(self.base), unit)
         state.unlink(missing_ok=True)

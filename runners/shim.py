@@ -10,6 +10,7 @@ usage: shim.py DIRECTORY LEASE_FILE|-     (DIRECTORY: the unit's own)
 
 import ctypes
 import errno
+import fcntl
 import grp
 import json
 import os
@@ -44,6 +45,8 @@ NOTIFY_BYTES_MAX = 4096
 STATUS_BYTES_MAX = 512
 #: Exit statuses of a process that could not be set up (systemd.exec(5)).
 CHDIR, LIMITS, EXEC, STDOUT, GROUP, USER, CGROUP, DIRECTORY = 200, 205, 203, 209, 216, 217, 219, 233
+#: Exit status when there is a shim of this folder.
+BUSY = 75
 LEASE = struct.Struct("<dd")  # CLOCK_BOOTTIME seconds: when to stop, when to kill
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
@@ -128,7 +131,12 @@ class Log:
             pass  # a full disk loses log lines, not the unit
 
     def _rotate(self) -> None:
-        old = self.fd
+        """Begin a new file, if there is room for one; else it goes on with the old."""
+        try:
+            new = os.open(f"{self.path}.new", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        except OSError:
+            self.size = 0  # tried again after as much
+            return
         for number in range(LOG_FILES_KEPT, 0, -1):
             older = f"{self.path}.{number}"
             newer = self.path if number == 1 else f"{self.path}.{number - 1}"
@@ -137,10 +145,11 @@ class Log:
             except OSError:
                 pass
         try:
-            self._open()
+            os.replace(f"{self.path}.new", self.path)
         except OSError:
-            return  # no room for a new file: on with the old one
-        os.close(old)
+            pass
+        os.close(self.fd)
+        self.fd, self.size = new, 0
 
 
 class Group:
@@ -298,8 +307,9 @@ def find_user(command: dict) -> tuple[int, int, list[int], dict[str, str]] | Non
 
 
 class Shim:
-    def __init__(self, lease_path: str) -> None:
+    def __init__(self, lease_path: str, lock: int) -> None:
         self.lease_path = lease_path
+        self.lock = lock  # held for as long as this is the only shim of its folder
         self.processes: dict[int, dict] = {}  # pid -> {step, main, start}
         self.starting: dict[int, dict] = {}  # pipe of a process that is being set up -> {pid, program, text}
         self.aliens: dict[int, int] = {}  # pidfd of a main process that is no child of ours -> pid
@@ -406,18 +416,19 @@ class Shim:
         if not alone:
             self.lonely_since = boottime()
         if alone and boottime() - self.lonely_since > LONELY_S_MAX:
-            self.leave_word()
-            return True
+            return self.leave_word()
         return False
 
-    def leave_word(self) -> None:
-        """For the next shim: how the last run ended, so that it is not begun again."""
+    def leave_word(self) -> bool:
+        """For the next shim: how the last run ended, so that it is not begun again; whether it is written."""
         try:
             with open("left.json.new", "w") as f:
                 json.dump({"boot_id": self.boot_id, "meta": self.meta, "ends": self.ends, "said": self.notified}, f)
             os.replace("left.json.new", "left.json")
         except OSError:
-            pass
+            self.lonely_since = boottime()  # tried again after as long
+            return False
+        return True
 
     def read_word(self) -> None:
         """What the last shim left, if the machine has not booted since."""
@@ -464,7 +475,6 @@ class Shim:
             self.emit(event)
 
     def start(self, command: dict) -> None:
-        error_read, error_write = os.pipe2(os.O_CLOEXEC)
         if command["main"]:
             self.access = command.get("access", "none")
             self.notified = {}
@@ -475,10 +485,19 @@ class Shim:
             self.group.had_oom_kill()  # what an earlier run had is no news
         # a signal that comes before the child has set its own handlers waits until it has
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-        pid = os.fork()
-        if pid == 0:
-            self.become(command, error_write)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        pipe: tuple[int, ...] = ()
+        try:
+            pipe = error_read, error_write = os.pipe2(os.O_CLOEXEC)
+            pid = os.fork()
+            if pid == 0:
+                self.become(command, error_write)
+        except OSError as error:  # no more processes, or descriptors
+            for end in pipe:
+                os.close(end)
+            self.failed(command["step"], command["main"], EXEC, f"{command['argv'][0]}: {error.strerror}")
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         os.close(error_write)
         os.set_blocking(error_read, False)
         self.was_empty = False
@@ -507,8 +526,12 @@ class Shim:
         del self.processes[pid]  # its end is told here
         status, _, text = about["text"].decode("utf-8", "replace").partition(" ")
         self.log.write([f"{about['program']}: {text}".encode()])
-        self.ends["main" if known["main"] else known["step"]] = {"code": int(status), "signal": 0}
-        self.emit({"ev": "failed", "step": known["step"], "main": known["main"], "error": text, "code": int(status)})
+        self.failed(known["step"], known["main"], int(status), text)
+
+    def failed(self, step: str, main: bool, code: int, text: str) -> None:
+        """A process could not be made what was asked for."""
+        self.ends["main" if main else step] = {"code": code, "signal": 0}
+        self.emit({"ev": "failed", "step": step, "main": main, "error": text, "code": code})
 
     def adopt(self, pid: int, step: str, main: bool) -> None:
         self.processes[pid] = {"step": step, "main": main, "start": start_time(pid)}
@@ -517,6 +540,11 @@ class Shim:
     def become(self, command: dict, error_write: int) -> None:
         status = EXEC
         try:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            for handle in (self.server, self.client, self.notify):  # nobody is to take it for the shim
+                if handle is not None:
+                    os.close(handle.fileno())
+            os.close(self.lock)
             os.setsid()
             signal.set_wakeup_fd(-1)
             for number in _HANDLED:
@@ -549,7 +577,9 @@ class Shim:
             status = EXEC
             if command.get("no_new_privileges"):
                 _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # another user's process has lost it
+            if os.getppid() != self.me["pid"]:
+                os._exit(203)
             if environment.get("WATCHDOG_USEC"):
                 environment["WATCHDOG_PID"] = str(os.getpid())
             environment["SYSTEMD_EXEC_PID"] = str(os.getpid())
@@ -672,8 +702,9 @@ class Shim:
             key, equals, value = line.partition("=")
             if equals and key.isascii() and key.replace("_", "").isalnum():
                 said[key] = value[:STATUS_BYTES_MAX]
-        if said.get("MAINPID", "").isdigit():
-            self.name_main(int(said["MAINPID"]))
+        pid = said.get("MAINPID", "")
+        if pid.isascii() and pid.isdigit() and len(pid) <= 10:
+            self.name_main(int(pid))
         if set(said) <= {"WATCHDOG"}:  # often, and of no use later
             if said and self.client is not None:
                 self.push({"ev": "notify", "said": said})
@@ -693,11 +724,13 @@ class Shim:
         """Another process of the unit is the main one from now on."""
         if pid not in self.everything():
             return False
+        if self.processes.get(pid, {}).get("main"):
+            return True
         for known in self.processes.values():
             if known["main"]:
                 known.update(main=False, step="former")
         self.adopt(pid, "start.0", True)
-        if parent_of(pid) != os.getpid():
+        if parent_of(pid) != os.getpid() and pid not in self.aliens.values():
             try:
                 self.aliens[os.pidfd_open(pid)] = pid
             except OSError:
@@ -820,7 +853,8 @@ class Shim:
         pending, self.events = self.events, []
         self.emit({"ev": "hello", "me": self.me, "meta": self.meta, "pending": pending,
                    "processes": {str(p): k for p, k in self.processes.items()},
-                   "ends": self.ends, "empty": self.was_empty, "said": self.notified})
+                   "ends": self.ends, "empty": self.was_empty, "said": self.notified,
+                   "fenced": self.lease_path != "-"})
 
     def receive(self) -> None:
         try:
@@ -937,7 +971,7 @@ def main() -> None:
     ready_read, ready_write = os.pipe()
     if os.fork():
         os.close(ready_write)
-        sys.exit(0 if os.read(ready_read, 1) else 1)
+        sys.exit({b".": 0, b"b": BUSY}.get(os.read(ready_read, 1), 1))
     os.close(ready_read)
     os.setsid()
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -945,7 +979,13 @@ def main() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.closerange(3, ready_write)
-    shim = Shim(lease_path)
+    lock = os.open("shim.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.write(ready_write, b"b")
+        return
+    shim = Shim(lease_path, lock)
     os.write(ready_write, b".")
     os.close(ready_write)
     shim.run()

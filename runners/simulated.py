@@ -120,6 +120,7 @@ class _Shim:
         self.alive = False
         self.place.shims.pop(self.unit, None)
         if self.main is not None:
+            self.main = None
             self.place.books.ended(self.unit, self.place.machine.name)
         if self.listener is not None:
             self.listener.report({"ev": "lost", "error": "the shim ended"})

@@ -188,8 +188,7 @@ def test_all_that_the_fence_ends_says_so(base: Path) -> None:
     ended = [event for event in unit.events if event["ev"] == "ended"]
     assert len(ended) == 2 and all(event["fenced"] for event in ended)
     unit.run(["/bin/false"])
-    unit.await_("empty", 2)
-    assert "fenced" not in unit.events[-1] and "fenced" not in unit.events[-2]
+    assert "fenced" not in unit.await_("ended", 3)
 
 
 def test_a_main_process_of_another_parent_is_seen_to_end(base: Path) -> None:
