@@ -57,6 +57,8 @@ class Failed(Exception):
 
 _Verb: TypeAlias = Callable[["Control", dict[str, Any]], Any]
 VERBS: dict[str, _Verb] = {}
+#: Values of keys that are kept decoded; all are dropped when there are more.
+VALUES_MAX = 200_000
 
 
 def verb(name: str) -> Callable[[_Verb], _Verb]:
@@ -94,6 +96,7 @@ class Control(BrainActor):
         self.saved: dict[str, list[bytes]] = {}  # a snapshot that an operator fetches
         self._waits: list[tuple[Callable[[], Any], Promise, float, Callable[[], str]]] = []
         self._pictures: dict[bytes, Any] = {}
+        self._values: dict[bytes, tuple[int, Any]] = {}  # by key: revision, and what the value says
 
     def on_start(self) -> None:
         """Mirror what listings show."""
@@ -143,16 +146,36 @@ class Control(BrainActor):
         return revision
 
     def units(self) -> dict[str, dict[str, Any]]:
-        """What is wanted, by unit."""
-        return {k[len(UNITS) :].decode(): json.loads(i.value) for k, i in self.items(UNITS).items()}
+        """What is wanted, by unit; to be read, not changed."""
+        return {k[len(UNITS) :].decode(): self._decoded(k, i) for k, i in self.items(UNITS).items()}
 
     def states(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """What is true, by (unit, machine)."""
+        """What is true, by (unit, machine); to be read, not changed."""
         out = {}
         for key, item in self.items(STATES).items():
             machine, _, unit = key[len(STATES) :].decode().partition("/")
-            out[unit, machine] = json.loads(item.value)
+            out[unit, machine] = self._decoded(key, item)
         return out
+
+    def states_of(self, unit: str) -> list[dict[str, Any]]:
+        """What is true of one unit, where it is; to be read, not changed."""
+        tail = b"/" + unit.encode()
+        return [self._decoded(key, item) for key, item in self.items(STATES).items() if key.endswith(tail)]
+
+    def wanted(self, unit: str) -> dict[str, Any] | None:
+        """What is wanted of one unit; to be read, not changed."""
+        key = UNITS + unit.encode()
+        item = self.items(UNITS).get(key)
+        return self._decoded(key, item) if item is not None else None
+
+    def _decoded(self, key: bytes, item: Item) -> Any:
+        """A value, read once for each of its versions."""
+        known = self._values.get(key)
+        if known is None or known[0] != item.mod:
+            if len(self._values) > VALUES_MAX:
+                self._values.clear()
+            known = self._values[key] = (item.mod, json.loads(item.value))
+        return known[1]
 
     def places(self) -> dict[str, list[str]]:
         """What was decided: unit -> machines."""

@@ -306,7 +306,7 @@ def _why_not(control: Control, units: list[str]) -> str:
 
 
 def _states_of(control: Control, unit: str) -> list[dict[str, Any]]:
-    return [s for (u, _), s in control.states().items() if u == unit]
+    return control.states_of(unit)
 
 
 def _is_timer(unit: str) -> bool:
@@ -314,10 +314,10 @@ def _is_timer(unit: str) -> bool:
 
 
 def _is_started(control: Control, unit: str) -> Any:
-    record = control.units().get(unit)
+    record = control.wanted(unit)
     if record is not None and _is_timer(unit):
         return TIMERS + unit.encode() in control.items(TIMERS)
-    if record is None or unit not in control.places():
+    if record is None or not control.placed(unit):
         return False
     current = (record["hash"], record.get("restarts", 0))
     held = _held(control, unit)
@@ -346,11 +346,11 @@ def _is_stopped(control: Control, unit: str) -> Any:
 
 
 def _is_loaded(control: Control, unit: str) -> Any:
-    return _is_timer(unit) or (unit in control.places() and bool(_states_of(control, unit)) and _is_stopped(control, unit))
+    return _is_timer(unit) or (bool(control.placed(unit)) and bool(_states_of(control, unit)) and _is_stopped(control, unit))
 
 
 def _is_off(control: Control, unit: str) -> Any:
-    return unit not in control.places() and not _states_of(control, unit)
+    return not control.placed(unit) and not _states_of(control, unit)
 
 
 VERBS["unit.start"] = _change("start", "launched", _is_started)

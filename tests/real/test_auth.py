@@ -67,9 +67,9 @@ class Guarded:
 
 
 @pytest.fixture
-def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Guarded]:
+def two(tmp_path: Path) -> Iterator[Guarded]:
     """Fresh peers for v2's transcript, nobody known yet."""
-    with running(tmp_path, 3) as made, undisturbed(made, request):
+    with running(tmp_path, 3) as made, undisturbed(made):
         yield Guarded(made)
 
 
@@ -97,9 +97,9 @@ def _three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 @pytest.fixture
-def three(_three: Guarded, request: pytest.FixtureRequest) -> Iterator[Guarded]:
+def three(_three: Guarded) -> Iterator[Guarded]:
     """Peers with authentication on, and fresh tokens."""
-    with undisturbed(_three.peers, request):
+    with undisturbed(_three.peers):
         for number in range(3):  # what was changed at one peer is known at all of them
             wait_until("the book of users", partial(_three.token, *AL, number), SOON_S)
         _three.tokens = {"root": _three.token(*ROOT), "al": _three.token(*AL)}

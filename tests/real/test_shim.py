@@ -250,3 +250,70 @@ def test_an_environment_file_that_is_no_plain_file_is_refused_at_once(base: Path
     os.mkfifo(base / "pipe")
     with pytest.raises(OSError, match="not a plain file"):
         unit.processes.read_environment(str(base / "pipe"))
+
+
+def test_a_shim_that_cannot_leave_word_stays(base: Path) -> None:
+    """Else what is over would be begun again."""
+    folder = base / "units" / "u.service"
+    (folder / "left.json.new").mkdir(parents=True)
+    code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 0.5; shim.main()"
+    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    unit = Unit(base)
+    unit.say("remember", {"invocation": "one", "finished": "success"})
+    unit.end()
+    wait_until("it was alone for long enough", lambda: time.sleep(1.0) is None)
+    again = Unit(base)
+    assert again.hello["me"] == unit.hello["me"] and again.hello["meta"]["finished"] == "success"
+
+
+def test_the_same_word_again_and_again_costs_nothing(base: Path) -> None:
+    """A main process of another parent that names itself a thousand times takes one descriptor."""
+    notify = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(chr(0) + os.environ['NOTIFY_SOCKET'][1:])"
+    code = f"{notify}; p = os.fork() or os.execv('/bin/sleep', ['sleep', '1000']); [s.send(f'MAINPID={{p}}'.encode()) for _ in range(1000)]; s.send(b'STATUS=said'); os.waitpid(p, 0)"
+    unit = Unit(base)
+    unit.run([sys.executable, "-S", "-E", "-c", code], access="all")
+    wait_until("all is said", lambda: any(e.get("said") == {"STATUS": "said"} for e in unit.events), 20)
+    assert len(os.listdir(f"/proc/{unit.shim}/fd")) < 30
+
+
+def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when there are too many: the shim, and what runs in it, stay."""
+    folder = base / "units" / "u.service"
+    folder.mkdir(parents=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import errno, os, shim; start = shim.Shim.start\n"
+        "def limited(self, command):\n"
+        "    fork = os.fork\n"
+        "    if command['step'] == 'reload.0':\n"
+        "        def refuse(): raise BlockingIOError(errno.EAGAIN, 'no more processes')\n"
+        "        os.fork = refuse\n"
+        "    start(self, command)\n"
+        "    os.fork = fork\n"
+        "shim.Shim.start = limited\nshim.main()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    unit = Unit(base)
+    unit.run(SLEEP)
+    pid = unit.await_("started")["pid"]
+    unit.run(["/bin/true"], main=False, step="reload.0")
+    assert "no more processes" in unit.await_("failed")["error"] and alive(pid)
+    unit.say("kill", signal.SIGTERM, True)
+    assert unit.await_("ended")["signal"] == signal.SIGTERM
+
+
+def test_a_log_without_room_for_another_file_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt to begin a new one would push out an older one."""
+    monkeypatch.setattr(shim, "LOG_BYTES_MAX", 1000)
+    log = shim.Log(str(tmp_path / "log"))
+    for number in range(30):
+        log.write([b"%d" % number + b"x" * 100])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log"}
+    assert set(before) == {"log.1", "log.2", "log.3"}
+    (tmp_path / "log.new").mkdir()
+    for number in range(30):
+        log.write([b"%d" % number + b"x" * 100])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name not in ("log", "log.new")} == before
+    (tmp_path / "log.new").rmdir()
+    log.write([b"x" * 1000])
+    assert (tmp_path / "log.1").read_bytes() != before["log.1"]
+    os.close(log.fd)
