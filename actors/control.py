@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from brain.store import Item, Store
@@ -57,6 +58,8 @@ class Failed(Exception):
 
 _Verb: TypeAlias = Callable[["Control", dict[str, Any]], Any]
 VERBS: dict[str, _Verb] = {}
+#: Seconds to collect changes before what somebody waits for is looked at again.
+CHECK_S = 0.01
 #: Values of keys that are kept decoded; all are dropped when there are more.
 VALUES_MAX = 200_000
 
@@ -96,14 +99,14 @@ class Control(BrainActor):
         self.saved: dict[str, list[bytes]] = {}  # a snapshot that an operator fetches
         self._waits: list[tuple[Callable[[], Any], Promise, float, Callable[[], str]]] = []
         self._pictures: dict[bytes, Any] = {}
+        self._keys: dict[bytes, dict[str, dict[bytes, None]]] = {}  # of places and states, by unit
+        self._checking = False
         self._values: dict[bytes, tuple[int, Any]] = {}  # by key: revision, and what the value says
 
     def on_start(self) -> None:
         """Mirror what listings show."""
         for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS):
-            self._pictures[prefix] = self.mirror(
-                prefix, lambda items: self._check_waits(), lambda key, item, prev: self._check_waits()
-            )
+            self._pictures[prefix] = self.mirror(prefix, partial(self._begun, prefix), partial(self._changed, prefix))
         self.every(0.25, self._check_waits)
 
     # -- entrance ---------------------------------------------------------------------------
@@ -133,6 +136,34 @@ class Control(BrainActor):
         """Nobody fetched it in time, or all of it."""
         self.saved.pop(token, None)
 
+    def _begun(self, prefix: bytes, items: dict[bytes, Item]) -> None:
+        self._keys[prefix] = {}
+        for key in items:
+            self._note(prefix, key, True)
+        self._arm_check()
+
+    def _changed(self, prefix: bytes, key: bytes, item: Item | None, _: Item | None) -> None:
+        self._note(prefix, key, item is not None)
+        self._arm_check()
+
+    def _note(self, prefix: bytes, key: bytes, is_there: bool) -> None:
+        """Keep the keys of a unit together: there may be thousands of units, and a look at each of them."""
+        if prefix not in (PLACES, STATES):
+            return
+        unit = key[len(prefix) :].decode().partition("/")[2]
+        if is_there:
+            self._keys[prefix].setdefault(unit, {})[key] = None
+            return
+        kept = self._keys[prefix].get(unit, {})
+        kept.pop(key, None)
+        if not kept:
+            self._keys[prefix].pop(unit, None)
+
+    def _arm_check(self) -> None:
+        if self._waits and not self._checking:
+            self._checking = True
+            self.after(CHECK_S, self._check_waits)
+
     # -- helpers ----------------------------------------------------------------------------
 
     def items(self, prefix: bytes) -> dict[bytes, Item]:
@@ -159,8 +190,8 @@ class Control(BrainActor):
 
     def states_of(self, unit: str) -> list[dict[str, Any]]:
         """What is true of one unit, where it is; to be read, not changed."""
-        tail = b"/" + unit.encode()
-        return [self._decoded(key, item) for key, item in self.items(STATES).items() if key.endswith(tail)]
+        items = self.items(STATES)
+        return [self._decoded(key, items[key]) for key in self._keys.get(STATES, {}).get(unit, ())]
 
     def wanted(self, unit: str) -> dict[str, Any] | None:
         """What is wanted of one unit; to be read, not changed."""
@@ -187,8 +218,8 @@ class Control(BrainActor):
 
     def placed(self, unit: str) -> list[Item]:
         """What the machines that a unit is placed on are told of it."""
-        tail = b"/" + unit.encode()
-        return [item for key, item in self.items(PLACES).items() if key.endswith(tail)]
+        items = self.items(PLACES)
+        return [items[key] for key in self._keys.get(PLACES, {}).get(unit, ())]
 
     def machines(self) -> dict[str, dict[str, Any]]:
         """Every machine that ever registered, by id."""
@@ -234,6 +265,7 @@ class Control(BrainActor):
         self._check_waits()
 
     def _check_waits(self) -> None:
+        self._checking = False
         if not self._waits:
             return
         left = []

@@ -463,8 +463,9 @@ class _Steps:
         compares: list[Any] = []
         changes: list[Any] = []
         for position, (conditions, steps) in enumerate(self._groups):
-            if len(changes) + len(steps) > TXN_OPERATIONS_MAX - 8:
-                return compares, changes, position < len(self._groups)
+            most = max(len(compares) + len(conditions), len(changes) + len(steps))
+            if position and most > TXN_OPERATIONS_MAX:
+                return compares, changes, True
             compares += conditions
             changes += steps
         return (compares, changes, False) if changes else None

@@ -94,3 +94,19 @@ def test_what_a_supervisor_says_on_its_way_out_does_not_count() -> None:
         host.machine.tell(Report("u.service", state, {}))
         world.run(2)
         assert not any(key.startswith(STATES) for key in host.raft._mailbox.actor.store.live)
+
+
+def test_more_units_than_one_transaction_holds_are_placed_and_moved() -> None:
+    """A hundred and fifty at once, and a third of them again when their machine is lost."""
+    world = World(1, Faults())
+    fleet = Fleet(1, 3, world)
+    names = {f"many@{number}.service" for number in range(150)}
+    with world:
+        for machine in fleet.machines:
+            machine.start()
+        fleet.do("unit.submit", files=[{"name": "many@.service", "content": UNIT}])
+        fleet.do("unit.start", units=sorted(names), seconds=60.0)
+        assert {unit for unit, where in fleet.books.running.items() if where} == names
+        lost = fleet.machines[2]
+        lost.crash()
+        assert world.run_until(lambda: {u for u, where in fleet.books.running.items() if where} == names, 60)
