@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from cli.main import cli as main
 
-GOOD = "[Unit]\nAfter=db.service\n[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+GOOD = "[Unit]\nStopWhenUnneeded=yes\n[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 BAD = "[Service]\nExecStart=/bin/true\nRestrt=always\n  TimeoutStopSec = soon\n"
 
 
@@ -23,7 +23,7 @@ def test_everything_at_once_with_line_and_column(tmp_path: Path) -> None:
     lines = done.output.splitlines()
     assert f"error {bad}:3:8: Restrt: unknown key in [Service] (did you mean Restart?)" in lines
     assert any(line.startswith(f"error {bad}:4:20: TimeoutStopSec: 'soon' is not a time span") for line in lines)
-    assert any(line.startswith(f"note  {good}:2: After: accepted, and without effect") for line in lines)
+    assert any(line.startswith(f"note  {good}:2: StopWhenUnneeded: accepted, and without effect") for line in lines)
     assert any("WantedBy" in line for line in lines) and f"ok    {good}" in lines
 
 
