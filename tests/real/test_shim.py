@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from runners import shim
-from runners.processes import Handle, Processes, kill_marked
+from runners.processes import DIRECTORY_VARIABLE, Handle, Processes, kill_marked
 from runners.shim import LEASE, boottime
 
 from ..waiting import wait_until
@@ -97,6 +97,12 @@ def base(tmp_path: Path) -> Iterator[Path]:
     while _open:
         _open.pop().end()
     kill_marked(str(tmp_path))
+
+
+def begin_shim(code: str, folder: Path) -> None:
+    """A shim that is not quite the usual one."""
+    marked = {**os.environ, DIRECTORY_VARIABLE: str(folder.parent.parent)}
+    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True, env=marked)
 
 
 def write_lease(base: Path, stop_in: float, kill_in: float) -> None:
@@ -228,7 +234,7 @@ def test_a_shim_that_nobody_came_back_to_leaves_word(base: Path) -> None:
     folder = base / "units" / "u.service"
     folder.mkdir(parents=True)
     code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 1.0; shim.main()"
-    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
     unit.run(["/bin/sh", "-c", "exit 7"])
@@ -257,7 +263,7 @@ def test_a_shim_that_cannot_leave_word_stays(base: Path) -> None:
     folder = base / "units" / "u.service"
     (folder / "left.json.new").mkdir(parents=True)
     code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 0.5; shim.main()"
-    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
     unit.end()
@@ -291,7 +297,7 @@ def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytes
         "    os.fork = fork\n"
         "shim.Shim.start = limited\nshim.main()"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder), "-"], check=True)
+    begin_shim(code, folder)
     unit = Unit(base)
     unit.run(SLEEP)
     pid = unit.await_("started")["pid"]

@@ -120,7 +120,8 @@ async def until(condition: Callable[[], Any], seconds: float, what: Callable[[],
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    kill_marked(str(tmp_path))
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "b"):
+        kill_marked(str(folder))
 
 
 def test_a_restart_while_the_brain_is_asked_is_not_forgotten(base: Path) -> None:
