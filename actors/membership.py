@@ -156,8 +156,12 @@ class Membership:
         if raft.role is not Role.LEADER or member in raft.config.everyone:
             return 0
         promise = Promise()
+        term = raft.term
 
         def confirmed(_: int) -> None:
+            if (raft.role, raft.term) != (Role.LEADER, term):
+                promise.reply(0)
+                return
             holds = raft.config_index <= raft.log.applied and not raft.config.outgoing
             gone = holds and member not in raft.config.everyone
             promise.reply(raft.config_index if gone else 0)

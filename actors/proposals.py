@@ -137,8 +137,11 @@ class Proposals:
         stamp = STAMP.pack(self._peer.log_time_ms())
         batch: list[bytes] = []
         while self._unsent:
-            pending = self._pending.get(self._unsent.popleft())
-            if pending is not None:
+            seq = self._unsent.popleft()
+            pending = self._pending.get(seq)
+            if pending is not None and pending.only_term not in (0, self._peer.raft.term):
+                self._fail(seq, BrainError(NO_LEADER, "leadership was lost meanwhile"))
+            elif pending is not None:
                 pending.sent_term = self._peer.raft.term
                 batch.append(stamp + pending.command)
         while self._forwarded:
@@ -227,7 +230,8 @@ class Proposals:
 
     def fail_overdue(self, now: float) -> None:
         """What has waited too long is refused, as exactly as it can be said."""
-        for seq in [s for s, p in self._pending.items() if p.deadline <= now]:
+        overdue = [s for s, p in self._pending.items() if p.deadline <= now]
+        for seq in overdue:
             if self._pending[seq].sent_term and self._peer.disk_full:
                 error = BrainError(NO_SPACE, f"{self._peer.disk_full}; it may still happen")
             elif self._pending[seq].sent_term:
@@ -235,6 +239,8 @@ class Proposals:
             else:
                 error = BrainError(NO_LEADER, "no leader in time; nothing was changed")
             self._fail(seq, error)
+        if overdue:
+            self._unsent = deque(seq for seq in self._unsent if seq in self._pending)
 
     def fail_sent(self, error: BaseException) -> None:
         """Nobody can say any more what became of those that a leader had."""

@@ -501,7 +501,12 @@ class RaftPeer(Actor):
             self._relay(message, promise)
             return promise
 
+        term = self.raft.term
+
         def confirmed(_: int) -> None:
+            if (self.raft.role, self.raft.term) != (Role.LEADER, term):  # another ends the leases now
+                promise.fail(BrainError(NO_LEADER, "this peer no longer leads"))
+                return
             answer: dict[str, int] = {}
             for lease in message.leases:
                 held = self.store.leases.get(lease)

@@ -176,8 +176,8 @@ class Snapshots:
         """Bring a follower that is behind the log up to this moment."""
         peer = self._peer
         term = peer.raft.term
-        if (follower, term) in self._sending:
-            return
+        if (follower, term) in self._sending or peer.raft.role is not Role.LEADER:
+            return  # who was deposed since it was asked for must not speak as the next term's leader
         if len(self._sending) >= IMAGES_MAX or peer.now() < self._refused_until.get(follower, 0.0):
             peer.raft.snapshot_sent(follower, 0, False)  # tried again after a heartbeat
             return

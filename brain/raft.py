@@ -400,7 +400,8 @@ class Raft:
     def apply_config(self, data: bytes) -> Config:
         """A configuration entry is committed (it is in force already); returns it."""
         config = Config.load(decode(data))
-        if self.role is Role.LEADER and self.id not in config.voters | config.outgoing:
+        left_out = self.id not in config.voters | config.outgoing and self.id not in self._voting()
+        if self.role is Role.LEADER and left_out:  # not by an entry of the past, before it was added again
             self._become_follower(self.term, "")  # a removed leader steps down (4.2.2)
         return config
 

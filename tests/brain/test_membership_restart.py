@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from actors.raft_messages import Propose, TransferLeadership
+from brain.codec import encode
+from brain.raft import Config, HardState, Raft, Role
+from brain.raftlog import EntryKind, RaftLog
 
+from . import rafts
 from .peers import Cluster
 
 
@@ -64,3 +68,16 @@ def test_the_founder_of_a_cluster_does_not_elect_itself_when_it_restarts() -> No
             cluster.world.run(0.005)
             assert not cluster.leads("a"), "a elected itself"
         cluster.until(lambda: cluster.value("a") == [b"by the majority"], "a has lost the write")
+
+
+def test_a_removal_of_the_past_deposes_nobody_who_was_added_again() -> None:
+    """Both entries are in the log; only the newer one is in force."""
+    out, back = Config(frozenset("23")), Config(frozenset("123"))
+    log = RaftLog(entries=[
+        (1, EntryKind.CONFIG, encode(out.dump())), (1, EntryKind.CONFIG, encode(back.dump())), (1, EntryKind.COMMAND, b"x"),
+    ])  # fmt: skip
+    core = Raft("1", back, log, HardState(1, ""), lambda n: 0, rafts.SETTINGS)
+    rafts.leader(core)
+    rafts.ack(core, "2", "3")
+    rafts.drive(core)
+    assert core.role is Role.LEADER and core.log.applied >= 3
