@@ -98,9 +98,6 @@ class Log:
     def __init__(self, path: str) -> None:
         self.path = path
         self.partial = b""
-        self._open()
-
-    def _open(self) -> None:
         self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self.size = os.fstat(self.fd).st_size
 
@@ -475,6 +472,12 @@ class Shim:
             self.emit(event)
 
     def start(self, command: dict) -> None:
+        if self.lease_path != "-" and boottime() >= self.read_lease()[0]:
+            # asked for by a host process that stood still meanwhile: another machine may run it by now
+            self.log.write([b"argosy: the machine's lease is over: not started"])
+            self.emit({"ev": "ended", "step": command["step"], "main": command["main"],
+                       "code": 0, "signal": int(signal.SIGKILL), "fenced": True})
+            return
         if command["main"]:
             self.access = command.get("access", "none")
             self.notified = {}
@@ -772,14 +775,10 @@ class Shim:
 
     def tidy(self, command: dict) -> None:
         """After a run: runtime directories and files go, and the control group."""
-        for path in command["directories"]:
+        left = [(remove_tree, path) for path in command["directories"]]
+        for remove, path in [*left, *((os.unlink, path) for path in command["files"])]:
             try:
-                remove_tree(path)
-            except OSError:
-                pass
-        for path in command["files"]:
-            try:
-                os.unlink(path)
+                remove(path)
             except OSError:
                 pass
         if self.group is not None and self.was_empty:

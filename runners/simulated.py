@@ -78,6 +78,9 @@ class _Shim:
             world.call_later(0.01, lambda: self.emit(
                 {"ev": "ended", "step": step, "main": False, "code": 0, "signal": 0}))  # fmt: skip
             return
+        if self.fenced and world.now >= self.place.stop_at:
+            self.emit({"ev": "ended", "step": step, "main": True, "code": 0, "signal": 9, "fenced": True})
+            return
         self.pid = self.place.next_pid
         self.main = {"step": step, "main": True, "start": str(self.pid)}
         self.was_fenced = False

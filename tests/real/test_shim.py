@@ -323,3 +323,15 @@ def test_a_log_without_room_for_another_file_keeps_what_it_has(tmp_path: Path, m
     log.write([b"x" * 1000])
     assert (tmp_path / "log.1").read_bytes() != before["log.1"]
     os.close(log.fd)
+
+
+def test_nothing_is_started_when_the_lease_is_over(base: Path) -> None:
+    """A host process that stood still asks for what another machine may run by now."""
+    write_lease(base, -1, -1)
+    unit = Unit(base, fenced=True)
+    unit.run(["/bin/sh", "-c", f"touch {base}/ran"])
+    assert unit.await_("ended")["fenced"]
+    write_lease(base, 1000, 1000)
+    unit.run(SLEEP)
+    unit.await_("started")
+    assert not (base / "ran").exists() and "not started" in unit.log()

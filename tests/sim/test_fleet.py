@@ -21,6 +21,8 @@ FOUND = {
     1: "two units announcing one key kept a machine from writing any state",
     55: "a restarted host took a second lease and lost the first, with its alive key",
     88: "a restarted supervisor went on with the placement of its first life",
+    159: "a unit that the fence had ended stayed so when its shim was lost before the lease came back",
+    317: "a host that had stood still restarted a unit in the moment before it saw that its lease was over",
 }
 
 
