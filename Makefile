@@ -30,7 +30,7 @@ debian-demo:
 	@deploy/debian-packages haproxy || true
 
 debian-test:
-	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2 docker.io busybox-static iptables
+	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2 docker.io busybox-static iptables systemd
 
 demo: $(STAMP) debian-demo
 	$(BIN)/argosy demo --dir $(PICTURE_DIR) $(if $(ONCE),--once)

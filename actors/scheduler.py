@@ -25,9 +25,9 @@ from fleet.spec import UnitSpec
 from kernel.actor import handles
 from kernel.stats import Histogram
 
-from . import starting
 from .brain_client import ALIVE, MACHINES, PLACES, REACTED, STATES, UNITS, BrainActor
 from .raft_messages import LeaderChanged
+from .wanted import Known, start
 
 logger = logging.getLogger("argosy.scheduler")
 
@@ -263,7 +263,7 @@ class Scheduler(BrainActor):
             changed[machine] = ended
             for target in spec.related[what]:
                 logger.info("%s has ended: %s=%s", unit, what, target)
-                guards, edits = starting.start(view.unit_map, target, view.is_over)
+                guards, edits = start(view.known, target, view.is_over)
                 compares += guards
                 changes += edits
         if changed != seen:
@@ -278,7 +278,7 @@ class Scheduler(BrainActor):
                 self.after(UPHOLD_S, self._arm)
                 continue
             self._upheld[other] = self.now()
-            steps.add(*starting.start(view.unit_map, other, view.is_over))
+            steps.add(*start(view.known, other, view.is_over))
 
     def _count(self, reason: str) -> None:
         self.reschedules[reason] = self.reschedules.get(reason, 0) + 1
@@ -312,12 +312,8 @@ class _View:
             machine, _, unit = key[len(prefix) :].decode().partition("/")
             return machine, unit
 
-        self.unit_items: dict[str, Item] = {
-            key[len(UNITS) :].decode(): item for key, item in pictures[UNITS].items.items()
-        }
-        self.units: dict[str, dict[str, Any]] = {
-            unit: json.loads(item.value) for unit, item in self.unit_items.items()
-        }
+        self.known = Known(pictures[UNITS].items)
+        self.units: dict[str, dict[str, Any]] = {unit: record for unit, (record, _) in self.known.items()}
         self.specs = {unit: spec_of(unit, wanted) for unit, wanted in self.units.items()}
         self.alive: dict[str, Item] = {
             key[len(ALIVE) :].decode(): item for key, item in pictures[ALIVE].items.items()
@@ -334,7 +330,6 @@ class _View:
             if (machine, unit) not in self.places:
                 self.holders.setdefault(unit, set()).add(machine)
         self.reacted: dict[bytes, Item] = dict(pictures[REACTED].items)
-        self.unit_map: dict[bytes, Item] = pictures[UNITS].items
         self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
         self.involved = self.graph.involved
         #: of involved units only: by unit and machine
@@ -447,7 +442,7 @@ class _Steps:
         key = _place_key(machine, unit)
         conditions = [
             [key, "version", "=", 0],
-            [UNITS + unit.encode(), "mod", "=", view.unit_items[unit].mod],
+            view.known.guard(unit),
             [ALIVE + machine.encode(), "create", "=", view.alive[machine].create],
         ]
         changes: list[Any] = [["put", key, view.place_value(unit, machine)]]

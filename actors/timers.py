@@ -19,9 +19,9 @@ from fleet.timer import Record, Target, TimerSpec
 from kernel.actor import Timer, handles
 from kernel.ports import Ports
 
-from . import starting
 from .brain_client import STATES, TIMERS, UNITS, BrainActor
 from .raft_messages import LeaderChanged
+from .wanted import Known, start
 
 logger = logging.getLogger("argosy.timers")
 
@@ -146,10 +146,10 @@ class Timers(BrainActor):
 
     def _start(self, name: str, unit: str) -> tuple[list[Any], list[Any]]:
         """The steps that start a service, as ``unit start`` would; it is another run in any case."""
-        units = self._pictures[UNITS].items
-        if starting.find(units, unit) is None:
+        known = Known(self._pictures[UNITS].items)
+        if not known.source(unit):
             logger.warning("%s elapsed, but no unit is called %s", name, unit)
-        return starting.start(units, unit, lambda other: other == unit or any(map(is_over, self._states(other))))
+        return start(known, unit, lambda other: other == unit or any(map(is_over, self._states(other))))
 
     def _forget_stopped(self) -> bool:
         """A timer that was stopped begins anew when it is started again."""

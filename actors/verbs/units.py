@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
 from brain.store import Store, prefix_end
 from fleet import dependencies, names, placement, syntax, timer, unitfile
-from fleet.dependencies import RELATIONS, Graph, is_over
+from fleet.dependencies import Graph, is_over
 from fleet.placement import Candidate, Placements
-from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
 from ..brain_client import ALIVE, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..raft_messages import Query
 from ..unit_manager import Reload
+from ..wanted import Known
 
 #: Units one command may name, and units in one transaction.
 UNITS_MAX, EDIT_BATCH = 10_000, 100
@@ -27,48 +26,8 @@ UNITS_MAX, EDIT_BATCH = 10_000, 100
 EDIT_TRIES = 10
 #: Logs (of a unit on a machine) that one command may show.
 LOG_SOURCES_MAX = 200
-#: What files must say for their units to be anything to others.
-_RELATED = re.compile("|".join(RELATIONS).encode())
 #: A step of a transaction for each unit that an edit changes.
 Edits = dict[str, list[Any]]
-
-
-class Known(Mapping[str, tuple[dict[str, Any], int]]):
-    """What is stored of all units, with the revision at which that was written; read as it is asked for."""
-
-    def __init__(self, raw: dict[str, tuple[bytes, int]]) -> None:
-        self._raw = raw
-        self._read: dict[str, tuple[dict[str, Any], int]] = {}
-
-    def __getitem__(self, unit: str) -> tuple[dict[str, Any], int]:
-        if unit not in self._read:
-            value, mod = self._raw[unit]
-            self._read[unit] = (json.loads(value), mod)
-        return self._read[unit]
-
-    def __contains__(self, unit: object) -> bool:
-        return unit in self._raw
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def spec(self, unit: str) -> UnitSpec | None:
-        """What a unit's file says, or would say if the unit were made from its template."""
-        source = unit if unit in self._raw else names.parse(unit).template
-        if source not in self._raw or _is_timer(unit):
-            return None
-        try:
-            return unitfile.load(unit, self[source][0]["content"])[0]
-        except ValueError:
-            return None
-
-    def related(self) -> dict[str, UnitSpec]:
-        """The units that name others."""
-        found = {unit: self.spec(unit) for unit, (value, _) in self._raw.items() if _RELATED.search(value)}
-        return {unit: spec for unit, spec in found.items() if spec is not None and not spec.name.is_template}
 
 
 def _unit_names(args: dict[str, Any]) -> list[str]:
@@ -147,14 +106,9 @@ def _refuse_cycles(known: Known, files: dict[str, str]) -> list[str]:
     notes = []
     for unit, spec in new.items():
         for key, others in spec.related.items() if not spec.name.is_template else ():
-            absent = [o for o in others if o not in known and o not in files and not _has_template(o, known, files)]
+            absent = [o for o in others if not known.source(o) and not {o, names.parse(o).template} & set(files)]
             notes += [f"{unit}: {key}={o}: there is no such unit yet; until there is, it is of no consequence" for o in absent]
     return notes
-
-
-def _has_template(unit: str, known: Known, files: dict[str, str]) -> bool:
-    template = names.parse(unit).template
-    return bool(template) and (template in known or template in files)
 
 
 def _edit(
@@ -171,8 +125,7 @@ def _edit(
 
     def attempt(tries: int) -> None:
         def read(store: Store) -> Any:
-            found = store.range(UNITS, prefix_end(UNITS))
-            return {key[len(UNITS) :].decode(): (item.value, item.mod) for key, item in found}
+            return dict(store.range(UNITS, prefix_end(UNITS)))
 
         def have(raw: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -191,7 +144,7 @@ def _edit(
             then(newest)
             return
         batch, rest = edits[:EDIT_BATCH], edits[EDIT_BATCH:]
-        guards = [[UNITS + unit.encode(), "mod", "=", known[unit][1] if unit in known else 0] for unit, _ in batch]
+        guards = [known.guard(unit) for unit, _ in batch]
 
         def done(result: Any) -> None:
             nonlocal newest
@@ -213,17 +166,17 @@ def _desire(control: Control, known: Known, units: list[str], desired: str, bump
     """The steps that make units wanted in a state; instances are made from templates."""
     edits: Edits = {}
     for unit in units:
-        stored = known[unit][0] if unit in known else None
-        record = stored or _from_template(known, unit)
         parsed = names.parse(unit)
         if parsed.is_template:
             raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
-        changed = {**record, "desired": desired}
-        over = desired == "launched" and any(map(is_over, _states_of(control, unit)))
-        if bump or over:  # starting what has ended is another run, whose outcome is not that of the last
-            changed["restarts"] = record.get("restarts", 0) + 1
-        if changed != stored:
-            edits[unit] = ["put", UNITS + unit.encode(), to_json(changed)]
+        if not known.source(unit):
+            also = f", nor its template {parsed.template}" if parsed.template else ""
+            raise Missing(f"no unit is called {unit}{also}; submit its file first")
+        # starting what has ended is another run, whose outcome is not that of the last
+        over = desired == "launched" and any(map(is_over, control.states_of(unit)))
+        step = known.change(unit, desired, again=bump or over)
+        if step is not None:
+            edits[unit] = step
     return edits
 
 
@@ -232,7 +185,7 @@ def _desire_with_others(control: Control, known: Known, units: list[str], verb_:
     specs = known.related()
     plan = dependencies.plan(verb_, units, specs, known.spec)
     for unit, other in plan.requisites:
-        if not any(state["active"] in ("active", "reloading") for state in _states_of(control, other)):
+        if not any(state["active"] in ("active", "reloading") for state in control.states_of(other)):
             raise Failed(f"{unit} is not started: Requisite={other}, which is not active")
     if verb_ == "start":
         chosen = {unit: spec for unit in [*units, *plan.launch] if (spec := known.spec(unit)) is not None}
@@ -240,23 +193,10 @@ def _desire_with_others(control: Control, known: Known, units: list[str], verb_:
         if loop:
             raise Failed(f"these units would wait for each other for ever: {' after '.join(loop)}")
 
-    def running(listed: list[str]) -> list[str]:
-        return [unit for unit in listed if unit in known and known[unit][0]["desired"] == "launched"]
-
     edits = _desire(control, known, units, desired, bump=verb_ == "restart")
     edits |= _desire(control, known, plan.launch, "launched", bump=False)
-    edits |= _desire(control, known, running(plan.stop), "loaded", bump=False)
-    return edits | _desire(control, known, running(plan.restart), "launched", bump=True)
-
-
-def _from_template(known: Known, unit: str) -> dict[str, Any]:
-    template = names.parse(unit).template
-    if not template or template not in known:
-        also = f", nor its template {template}" if template else ""
-        raise Missing(f"no unit is called {unit}{also}; submit its file first")
-    content = known[template][0]["content"]
-    unitfile.check(unit, content)
-    return {"content": content, "hash": unitfile.content_hash(content), "desired": "inactive", "restarts": 0}
+    edits |= _desire(control, known, known.launched(plan.stop), "loaded", bump=False)
+    return edits | _desire(control, known, known.launched(plan.restart), "launched", bump=True)
 
 
 def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) -> Any:
@@ -305,10 +245,6 @@ def _why_not(control: Control, units: list[str]) -> str:
     return "not done in time: " + "; ".join(lines)
 
 
-def _states_of(control: Control, unit: str) -> list[dict[str, Any]]:
-    return control.states_of(unit)
-
-
 def _is_timer(unit: str) -> bool:
     return unit.endswith(".timer")
 
@@ -323,8 +259,8 @@ def _is_started(control: Control, unit: str) -> Any:
     held = _held(control, unit)
     if held is not None:
         return f"{unit} is not started: {held['hold']}" if held["blocked"] else False
-    states = [s for s in _states_of(control, unit) if (s["hash"], s.get("asked", 0)) == current]
-    if not states or len(states) < len(_states_of(control, unit)):
+    states = [s for s in control.states_of(unit) if (s["hash"], s.get("asked", 0)) == current]
+    if not states or len(states) < len(control.states_of(unit)):
         return False
     for state in states:
         if state["active"] == "failed":
@@ -342,15 +278,15 @@ def _held(control: Control, unit: str) -> dict[str, Any] | None:
 
 
 def _is_stopped(control: Control, unit: str) -> Any:
-    return all(s["active"] in ("inactive", "failed") for s in _states_of(control, unit))
+    return all(s["active"] in ("inactive", "failed") for s in control.states_of(unit))
 
 
 def _is_loaded(control: Control, unit: str) -> Any:
-    return _is_timer(unit) or (bool(control.placed(unit)) and bool(_states_of(control, unit)) and _is_stopped(control, unit))
+    return _is_timer(unit) or (bool(control.placed(unit)) and bool(control.states_of(unit)) and _is_stopped(control, unit))
 
 
 def _is_off(control: Control, unit: str) -> Any:
-    return not control.placed(unit) and not _states_of(control, unit)
+    return not control.placed(unit) and not control.states_of(unit)
 
 
 VERBS["unit.start"] = _change("start", "launched", _is_started)
@@ -371,7 +307,7 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
         if missing:
             raise Missing(f"no unit is called {', '.join(missing)}")
         plan = dependencies.plan("stop", left, known.related(), known.spec)
-        others = [u for u in plan.stop if known[u][0]["desired"] == "launched"]
+        others = known.launched(plan.stop)
         gone: Edits = {u: ["delete", UNITS + u.encode()] for u in left}
         return _desire(control, known, others, "loaded", bump=False) | gone
 
@@ -471,7 +407,7 @@ def _unit_status(control: Control, args: dict[str, Any]) -> Promise:
 
 def _known_unit(control: Control, args: dict[str, Any]) -> str:
     unit = names.parse(str(args["unit"])).full
-    if unit not in control.units() and not _states_of(control, unit):
+    if unit not in control.units() and not control.states_of(unit):
         raise Missing(f"no unit is called {unit}")
     return unit
 
@@ -629,7 +565,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     if not alive:
         lost = ", ".join(control.machine_name(m) for m in where)
         return {"unit": unit, "reason": f"its machine {lost} is lost; it will be moved", "machines": machines}
-    seen = _states_of(control, unit)
+    seen = control.states_of(unit)
     state = seen[0] if seen else None
     on = ", ".join(control.machine_name(m) for m in alive)
     if state is None and (held := _held(control, unit)) is not None:
@@ -650,7 +586,7 @@ def _why_timer(control: Control, unit: str, record: dict[str, Any]) -> str:
     """When it elapses next, and when it did last."""
     spec = unitfile.load_timer(unit, record["content"])
     known = json.loads(control.items(TIMERS)[TIMERS + unit.encode()].value)
-    states = [s["since"] for s in _states_of(control, spec.unit) if s["active"] in ("inactive", "failed") and s.get("last_exit")]
+    states = [s["since"] for s in control.states_of(spec.unit) if s["active"] in ("inactive", "failed") and s.get("last_exit")]
     target = timer.Target(0.0, max(states, default=0.0))
     kept = timer.Record(known["since"], known["last"], known["fired"])
     at = timer.next_elapse(spec, kept, target, control.ports.clock.wall())

@@ -186,3 +186,13 @@ def test_units_that_would_wait_for_each_other_are_refused(stage: Stage) -> None:
     loop = [{"name": "b.service", "content": FORM.format(unit="After=c.service", restart="no", fleet="")}]
     assert "b.service after c.service after a.service after b.service" in stage.refusal("unit.submit", files=loop)
     assert "b.service" not in {file["unit"] for file in stage.fleet.do("unit.files")}
+
+
+def test_what_starts_without_an_operator_is_started_as_by_one(stage: Stage) -> None:
+    """What it excludes is stopped."""
+    stage.submit(web="OnFailure=night.service", night="Conflicts=day.service", day="")
+    stage.do("unit.start", "day")
+    stage.do("unit.start", "web")
+    stage.until("web", "day")
+    stage.end("web")
+    stage.until("night")
