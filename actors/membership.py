@@ -142,9 +142,8 @@ class Membership:
         raft, machine = self._peer.raft, self._peer.machine
         if error is not None or type(left_out_at) is not int or not left_out_at:
             return
-        # who removed itself, as the leader, has the entry which says so
-        knows = machine not in raft.config.everyone
-        if left_out_at > raft.config_index or (knows and left_out_at == raft.config_index):
+        # who removed itself, as the leader, has the entry which says so, or a snapshot of it
+        if left_out_at > raft.config_index or machine not in raft.config.everyone:
             self._peer.system.fatal(RemovedError(machine, left_out_at))
 
     def left_out(self, member: str) -> int | Promise:

@@ -70,7 +70,7 @@ class Proposals:
         self._unsent: deque[int] = deque()
         self._forwarding = False
         self._round = 0  # of what was forwarded: an answer to an earlier one counts no more
-        self._forwarded: deque[bytes] = deque()
+        self._forwarded: deque[tuple[int, bytes]] = deque()  # (term it was taken in, command)
         self._taken: dict[bytes, None] = {}  # forwarded commands of this leadership, newest last
         self.commit_seconds = Histogram()
         self.counts = {"committed": 0, "failed": 0, "applied": 0}
@@ -134,25 +134,30 @@ class Proposals:
             self._forward()
 
     def _append(self) -> None:
+        raft = self._peer.raft
+        if raft.handing_over:
+            return  # it succeeds, and the next leader gets them, or it ends soon
         stamp = STAMP.pack(self._peer.log_time_ms())
+        taken = [command for term, command in self._forwarded if term == raft.term]
+        self._forwarded.clear()  # those of an earlier term are sent again by who made them
         batch: list[bytes] = []
         while self._unsent:
             seq = self._unsent.popleft()
             pending = self._pending.get(seq)
-            if pending is not None and pending.only_term not in (0, self._peer.raft.term):
+            if pending is not None and pending.only_term not in (0, raft.term):
                 self._fail(seq, BrainError(NO_LEADER, "leadership was lost meanwhile"))
             elif pending is not None:
-                pending.sent_term = self._peer.raft.term
+                pending.sent_term = raft.term
                 batch.append(stamp + pending.command)
-        while self._forwarded:
-            batch.append(stamp + self._forwarded.popleft())
+        batch += [stamp + command for command in taken]
         if not batch:
             return
         try:
-            self._peer.raft.propose(batch)
+            raft.propose(batch)
         except ProposalDroppedError as error:
+            self._forwarded.extend((raft.term, command) for command in taken)  # they were promised to be
             for seq, pending in list(self._pending.items()):
-                if pending.sent_term == self._peer.raft.term and stamp + pending.command in batch:
+                if pending.sent_term == raft.term and stamp + pending.command in batch:
                     self._fail(seq, BrainError(OVERLOADED, str(error)))
 
     def _forward(self) -> None:
@@ -204,7 +209,7 @@ class Proposals:
             decode(command)  # strictly, here: once it is in the log, every peer reads it
             if command not in self._taken:
                 self._taken[command] = None
-                self._forwarded.append(command)
+                self._forwarded.append((raft.term, command))
         while len(self._taken) > TAKEN_MAX:
             del self._taken[next(iter(self._taken))]
         self._append()

@@ -588,7 +588,14 @@ class RaftPeer(Actor):
     def _on_save(self, _: Save) -> Promise:
         self._refuse_in_quarantine()
         promise = Promise()
-        self.reads.queue(lambda _: self.snapshots.read_out(promise.reply), promise.fail, SAVE_S)
+
+        def begin(_: int) -> None:
+            try:
+                self.snapshots.read_out(promise.reply)
+            except BrainError as error:
+                promise.fail(error)
+
+        self.reads.queue(begin, promise.fail, SAVE_S)
         return promise
 
     @handles(SnapshotChunk)

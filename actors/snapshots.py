@@ -22,7 +22,7 @@ from kernel.mailbox import Promise
 from kernel.ports import DiskError
 from transport.router import BULK, RemoteError
 
-from .raft_messages import NO_SPACE, TIMED_OUT, BrainError, SnapshotChunk
+from .raft_messages import NO_SPACE, OVERLOADED, TIMED_OUT, BrainError, SnapshotChunk
 
 if TYPE_CHECKING:
     from .raft_peer import RaftPeer
@@ -33,6 +33,8 @@ logger = logging.getLogger("argosy.raft")
 SLICE_S, CHUNK_S = 0.002, 10.0
 #: Snapshots that are read out at one time: one for the disk, and one for each of some followers.
 IMAGES_MAX = 4
+#: Backups that are made at one time; each is held whole.
+BACKUPS_MAX = 2
 #: Seconds after which a snapshot that found no room is tried again.
 ROOM_S = 10.0
 #: Seconds after which nobody sends the rest of a snapshot any more: longer than a sender waits for an answer.
@@ -77,6 +79,7 @@ class Snapshots:
         self._written = 0  # bytes of log when the newest snapshot was begun
         self._written_before = 0  # the same of the one before it
         self._no_room_until = 0.0
+        self._backups = 0
         self._sending: dict[tuple[str, int], int] = {}  # by follower and term of our leadership: up to where
         self._refused_until: dict[str, float] = {}  # followers that had no room
         self._incoming: _Incoming | None = None
@@ -90,7 +93,10 @@ class Snapshots:
         return Meta(applied, raft.log.term(applied), raft.config_at(applied))
 
     def read_out(self, then: Callable[[list[bytes]], None]) -> None:
-        """Hand the state of this moment to ``then``, in chunks, for a backup."""
+        """Hand the state of this moment to ``then``, in chunks, for a backup; raises :class:`BrainError`."""
+        if self._backups >= BACKUPS_MAX:
+            raise BrainError(OVERLOADED, f"backups_max: {BACKUPS_MAX} backups are being made already")
+        self._backups += 1
         source = snapshot.chunks(Meta(0, 0, Config(frozenset())), Image(self._peer.store))
         out: list[bytes] = []
 
@@ -98,6 +104,7 @@ class Snapshots:
             chunk, last = next(source)
             out.append(chunk)
             if last:
+                self._backups -= 1
                 then(out)
             else:
                 self._peer.after(SLICE_S, more)

@@ -381,6 +381,11 @@ class Raft:
         else:
             self._send_append(to)
 
+    @property
+    def handing_over(self) -> bool:
+        """Whether leadership is being handed over; until that ends, one way or the other, nothing is appended."""
+        return bool(self._transfer_to)
+
     def applied(self, index: int) -> None:
         """The actor has applied everything up to ``index``."""
         self.log.applied = index

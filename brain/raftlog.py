@@ -115,7 +115,7 @@ class RaftLog:
     def bytes_between(self, low: int, high: int) -> int:
         """Size of the data of entries low < index <= high."""
         start = max(low - self.snapshot_index, 0)
-        return sum(len(e[2]) for e in self._entries[start : high - self.snapshot_index])
+        return sum(len(e[2]) for e in self._entries[start : max(high - self.snapshot_index, 0)])
 
     def conflict_hint(self, index: int, term: int) -> int:
         """The highest index at or below ``index`` whose term is at most ``term`` (5.3)."""

@@ -75,6 +75,11 @@ class Cluster:
         """Let time pass until it holds."""
         assert self.world.run_until(condition, 30), what
 
+    def cut_off(self, name: str) -> None:
+        """Nobody hears this machine, and it hears nobody."""
+        rest = [other for other in NAMES if other != name]
+        self.world.cut = {(name, other) for other in rest} | {(other, name) for other in rest}
+
     def leads(self, name: str) -> bool:
         """Whether this machine believes to lead."""
         core = self.raft(name)

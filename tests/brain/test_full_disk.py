@@ -24,14 +24,19 @@ def revision(cluster: Cluster, name: str, linearizable: bool = True) -> Any:
     return cluster.ref(name).ask(Query(lambda store: store.revision, linearizable), block=False)
 
 
+def with_a_full_follower(cluster: Cluster) -> tuple[str, str, HeldDisk]:
+    """The leader, a follower whose disk has no room from now on, and that disk."""
+    leader = cluster.leader()
+    full = next(name for name in "abc" if name != leader)
+    cluster.world.run(1)
+    return leader, full, HeldDisk(cluster, full)
+
+
 def test_a_follower_goes_on_reading_while_its_disk_has_no_room() -> None:
     """It applies what the others' disks hold, in time, and acknowledges none of it."""
     cluster = Cluster("abc")
     with cluster.world:
-        leader = cluster.leader()
-        full = next(name for name in "abc" if name != leader)
-        cluster.world.run(1)
-        disk = HeldDisk(cluster, full)
+        leader, full, disk = with_a_full_follower(cluster)
         for number in range(40):
             cluster.put(leader, b"k", b"%d" % number)
             cluster.world.run(0.1)
@@ -71,10 +76,7 @@ def test_a_follower_with_a_full_disk_takes_so_much_and_no_more() -> None:
     limit = 20_000
     cluster = Cluster("abc", settings=PeerSettings(Settings(append_bytes_max=2_000, unsynced_bytes_max=limit)))
     with cluster.world:
-        leader = cluster.leader()
-        full = next(name for name in "abc" if name != leader)
-        cluster.world.run(1)
-        disk = HeldDisk(cluster, full)
+        leader, full, disk = with_a_full_follower(cluster)
         for _ in range(300):
             cluster.put(leader, b"k", bytes(1000))
             cluster.world.run(0.02)
@@ -131,8 +133,7 @@ def behind(cluster: Cluster, leader: str) -> str:
     """A follower that needs a snapshot once it can be reached again."""
     cluster.world.run(1)
     away = next(name for name in "abc" if name != leader)
-    rest = [name for name in "abc" if name != away]
-    cluster.world.cut = {(a, b) for a in rest for b in away} | {(b, a) for a in rest for b in away}
+    cluster.cut_off(away)
     for number in range(60):
         cluster.put(leader, b"%d" % number, bytes(200))
         cluster.world.run(0.05)
@@ -176,10 +177,7 @@ def test_acknowledgements_that_wait_do_not_grow(monkeypatch: pytest.MonkeyPatch)
     """A disk may be full for hours, and every heartbeat and read asks how far its log is."""
     cluster = Cluster("abc")
     with cluster.world:
-        leader = cluster.leader()
-        full = next(name for name in "abc" if name != leader)
-        cluster.world.run(1)
-        disk = HeldDisk(cluster, full)
+        leader, full, disk = with_a_full_follower(cluster)
         for number in range(20):
             cluster.put(leader, b"k", b"%d" % number)
             cluster.world.run(0.1)

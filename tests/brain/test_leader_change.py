@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from actors.raft_messages import KeepAlive, Propose, Query, SnapshotChunk
+from actors.raft_messages import KeepAlive, Propose, Query, Save, SnapshotChunk, TransferLeadership
 from actors.raft_peer import PeerSettings
+from actors.snapshots import BACKUPS_MAX
 from brain.raft import Kind, Message
 
 from .peers import Cluster
@@ -56,7 +57,7 @@ def test_reads_in_the_round_of_a_leader_that_lost_its_office_are_asked_again() -
         old = cluster.leader()
         cluster.world.run(1)
         others = [name for name in "abc" if name != old]
-        cluster.world.cut = {(a, b) for a in others for b in old} | {(b, a) for a in others for b in old}
+        cluster.cut_off(old)
         read = cluster.ref(old).ask(Query(lambda store: store.revision, True, timeout=20.0), block=False)
         cluster.until(lambda: not cluster.leads(old), "it leads without anybody")
         cluster.world.run(2)
@@ -76,7 +77,7 @@ def test_a_deposed_leader_keeps_no_lease_alive(seed: int) -> None:
         cluster.ref(old).ask(Propose(["lease_grant", 77, 4000], 5.0), block=False)
         cluster.world.run(0.5)
         rest = [name for name in "abc" if name != old]
-        cluster.world.cut = {(old, name) for name in rest} | {(name, old) for name in rest}
+        cluster.cut_off(old)
         for name in rest:
             cluster.machines[name].net.link_down(old)  # type: ignore[union-attr]
         cluster.until(lambda: any(cluster.leads(name) for name in rest), "nobody took over")
@@ -121,7 +122,7 @@ def test_what_was_refused_does_not_stay_queued() -> None:
     with cluster.world:
         away = next(name for name in "abc" if name != cluster.leader())
         cluster.world.run(1)
-        cluster.world.cut = {(a, b) for a in "abc" for b in "abc" if away in (a, b) and a != b}
+        cluster.cut_off(away)
         cluster.world.run(3)
         for _ in range(200):
             cluster.put(away, b"k", b"v", 0.05)
@@ -154,3 +155,39 @@ def test_a_deposed_leader_sends_no_snapshot_in_the_next_term() -> None:
         cluster.ref(leader).tell(Message(Kind.HEARTBEAT, first, leader, raft.term + 1))
         cluster.world.run(0.2)
         assert [sent for sent in chunks if sent[1] != term] == []
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_a_hand_over_costs_time_and_no_errors(succeeds: bool) -> None:
+    """Whether it comes to pass or not: what is written meanwhile waits, and is written once."""
+    cluster = Cluster("abc")
+    with cluster.world:
+        leader = cluster.leader()
+        cluster.world.run(1)
+        chosen, other = [name for name in "abc" if name != leader]
+        if not succeeds:
+            cluster.cut_off(chosen)
+        cluster.ref(leader).ask(TransferLeadership(chosen), block=False)
+        cluster.world.run(0.002)
+        writes = [cluster.put(name, b"k", b"v") for name in (leader, other) for _ in range(3)]
+        cluster.until(lambda: all(write.done for write in writes), "no answers")
+        assert [write.error for write in writes] == [None] * 6
+        assert cluster.leads(leader) is not succeeds
+        assert cluster.peer(other).store.range(b"k")[0][1].version == 6
+
+
+def test_so_many_backups_are_made_at_one_time() -> None:
+    """Each is held whole; one more is refused, and made when there is a place."""
+    cluster = Cluster("abc")
+    with cluster.world:
+        leader = cluster.leader()
+        for number in range(300):
+            cluster.put(leader, b"%d" % number, bytes(3000))
+        cluster.world.run(2)
+        asked = [cluster.ref(leader).ask(Save(), block=False) for _ in range(BACKUPS_MAX + 1)]
+        cluster.until(lambda: all(save.done for save in asked), "no answers")
+        refused = [save for save in asked if save.error is not None]
+        assert len(refused) == 1 and "backups_max" in str(refused[0].error)
+        again = cluster.ref(leader).ask(Save(), block=False)
+        cluster.until(lambda: again.done, "no answer")
+        assert again.error is None

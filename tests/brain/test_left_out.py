@@ -21,7 +21,7 @@ def test_a_machine_that_was_removed_ends_and_says_why(kind: str) -> None:
         cluster.change("add_learner", "d", lambda config: "d" in config.learners)
         gone = "c" if kind == "voter" else "d"
         cluster.world.run(1)
-        cluster.world.cut = {(gone, other) for other in "abcd"} | {(other, gone) for other in "abcd"}
+        cluster.cut_off(gone)
         cluster.change("remove", gone, lambda config: gone not in config.everyone)
         cluster.world.cut = set()
         cluster.world.run(ALONE_S * 3)
