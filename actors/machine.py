@@ -21,7 +21,8 @@ from kernel.ports import Ports
 
 from .brain_client import ALIVE, MACHINES, PLACES, STATES, BrainActor, is_refusal
 from .raft_messages import KeepAlive, Query, Range
-from .unit_manager import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, Started, UnitManager
+from .unit_manager import UnitManager
+from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, Started
 
 logger = logging.getLogger("argosy.machine")
 

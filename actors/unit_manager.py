@@ -8,7 +8,6 @@ new life finds the shim, and in it the running process, and goes on.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 from fleet import container, execution, service, unitfile
@@ -17,12 +16,13 @@ from fleet.spec import Condition, UnitSpec
 from kernel.actor import Actor, Timer, handles
 from kernel.ports import Ports
 
+from .health import Health
+from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, Reload, Report, Started
+
 logger = logging.getLogger("argosy.unit")
 
 #: Seconds between attempts to reach a shim that was lost.
 SHIM_RETRY_S = 1.0
-#: Seconds between health checks during HealthStartPeriod=, while the unit is not well yet.
-STARTING_PROBE_S = 0.1
 #: Seconds between two looks for the PID file of a service that is starting.
 PID_FILE_S = 0.1
 #: Exit status of a container that could not be made or started, as the engine's own clients have it.
@@ -37,87 +37,12 @@ _AT_REST = (Sub.DEAD, Sub.FAILED, Sub.EXITED, Sub.AUTO_RESTART)
 _ENDING = (Sub.STOP, Sub.STOP_WATCHDOG, Sub.STOP_SIGTERM, Sub.STOP_SIGKILL, Sub.STOP_POST, Sub.FINAL_SIGKILL)
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """What the scheduler decided: this unit, this content, here.  ``fence`` only grows."""
-
-    unit: str
-    content: str
-    hash: str
-    launched: bool
-    fence: int
-    restarts: int = 0  # how often an operator asked for a restart
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """What a unit is told about its machine."""
-
-    id: str
-    name: str
-    host: str  # the address it is announced with
-    boot_id: str
-    endpoint: str  # the machine's HTTP door
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Tell the machine: this supervisor (re)started; what is my placement, is the lease held?"""
-
-    unit: str
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Tell: the placement is now this; None: leave this machine."""
-
-    placement: Placement | None
-
-
-@dataclass(frozen=True, slots=True)
-class MayStart:
-    """Ask the machine: may this unit run here now?  True once that is in the brain."""
-
-    unit: str
-    fence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the machine: the unit's state; ``announce`` maps brain keys to values."""
-
-    unit: str
-    state: dict[str, Any]
-    announce: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """Tell the machine: nothing of the unit is left here."""
-
-    unit: str
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseState:
-    """Tell: whether the machine holds its lease (a unit starts only then)."""
-
-    held: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reload:
-    """Tell: run ExecReload."""
-
-
 class UnitManager(Actor):
     """See the module docstring."""
 
     own_stats = True
 
-    def __init__(
-        self, unit: str, here: Here, owner: Any, ports: Ports
-    ) -> None:
+    def __init__(self, unit: str, here: Here, owner: Any, ports: Ports) -> None:
         super().__init__()
         self.unit = unit
         self.placement: Placement | None = None
@@ -125,7 +50,7 @@ class UnitManager(Actor):
         self._assigned = False
         self._here = here
         self._owner = owner
-        self._ports = ports
+        self.ports = ports
         self._lease_held = False
         self.spec: UnitSpec | None = None
         self.service: service.Service | None = None
@@ -145,18 +70,13 @@ class UnitManager(Actor):
         self._guesses = 0
         self._fenced = False
         self._leaving = False
-        self._since = ports.clock.wall()
+        self.since = ports.clock.wall()
         self._seen_sub: Sub | None = None
-        self.health = "none"
-        self._health_detail = ""
-        self._failures = 0
-        self._probing = 0
-        self._probe_environment: dict[str, str] = {}
+        self.health = Health(self)
         self._last_report: Any = None
         self._said = ""  # the service's word of itself in the last report, and when that was
         self._said_at = -STATUS_S_MIN
         self._word_timer: Timer | None = None
-        self._unchecked = False  # found running: what was said of it holds until it was probed
         self._problem = ""
 
     # -- life ----------------------------------------------------------------------------
@@ -188,12 +108,12 @@ class UnitManager(Actor):
     @property
     def _port(self) -> Any:
         """Where the unit runs: this machine's processes, or its engine."""
-        containers = self._ports.containers
+        containers = self.ports.containers
         if self.spec is not None and self.spec.container is not None:
             return containers
         if self.spec is None and containers is not None and self.unit in containers.existing():
             return containers
-        return self._ports.processes
+        return self.ports.processes
 
     def _reach(self) -> None:
         self._reached = self._port
@@ -203,7 +123,7 @@ class UnitManager(Actor):
         if self._reached is None:
             self._problem = "this machine has no engine for containers (see the key engine of its configuration)"
             self.after(SHIM_RETRY_S, self._reach)
-            self._report()
+            self.report()
             return
         self._fence_of_handle = self._is_fenced
         inbox, life = self.actor_inbox, self.actor_inbox.incarnation
@@ -258,7 +178,7 @@ class UnitManager(Actor):
         self._last_report = None  # a new lease: say everything again
         if not self._assigned:
             return
-        self._report()
+        self.report()
         if message.held:
             self._after_fence()
         self._settle()
@@ -280,7 +200,7 @@ class UnitManager(Actor):
             restarts = self.service.restarts
             self.service = service.Service(self.spec)
             self.service.restarts = restarts
-            self._report()
+            self.report()
             self._settle()
 
     @handles(Reload)
@@ -317,7 +237,7 @@ class UnitManager(Actor):
             self._handle.quit()  # ``lost`` follows, and then the other one is reached
             return
         if self.service is None:
-            self._report()
+            self.report()
             return
         if placement.launched:
             if idle and not self.service.wanted:
@@ -325,7 +245,7 @@ class UnitManager(Actor):
         else:
             if self.service.wanted or not idle:
                 self._act(self.service.stop())
-            self._report()
+            self.report()
 
     def _loaded_is_stale(self, placement: Placement) -> bool:
         ran = (self._meta.get("hash"), self._meta.get("fence"), self._meta.get("asked", 0))
@@ -396,7 +316,7 @@ class UnitManager(Actor):
                 inbox.post(lambda: decide(unmet))
 
         host = (self._here.name, self._here.name.split(".")[0], self._here.id)
-        self._ports.processes.unmet(service_.spec.conditions, host, done)
+        self.ports.processes.unmet(service_.spec.conditions, host, done)
 
     def _new_run(self) -> None:
         """Choose ports and an invocation id, and leave them with the shim."""
@@ -404,13 +324,13 @@ class UnitManager(Actor):
         assert self.placement is not None
         ports = {}
         for name, number in self.spec.ports:
-            ports[name] = number or self._ports.processes.free_port()
+            ports[name] = number or self.ports.processes.free_port()
         self._meta = {
             "hash": self.placement.hash,
             "fence": self.placement.fence,
             "asked": self.placement.restarts,
             "ports": ports,
-            "invocation": self._ports.rng.token(),
+            "invocation": self.ports.rng.token(),
             "restarts": self.service.restarts if self.service is not None else 0,
         }
         self._handle.remember(self._meta)
@@ -432,7 +352,7 @@ class UnitManager(Actor):
                 self._container = event.get("container", "")
                 if self.service is not None:
                     self._act(self.service.main_started())
-            self._report()
+            self.report()
         elif kind == "failed":
             self._problem = event["error"]
             self._ended(event["step"], event["main"], Exit(code=event.get("code", NOT_CREATED)))
@@ -484,13 +404,12 @@ class UnitManager(Actor):
             self.service.status = ""
         else:
             well = event["status"] == "healthy"
-            self.health = "passing" if well else "failing"
-            self._health_detail = event.get("detail", "") or event["status"]
+            self.health.hear(well, event.get("detail", "") or event["status"])
             if well and self.spec.container.notify_healthy:
                 self._act(self.service.notified({"READY": "1"}))
             if event["status"] == "unhealthy" and self.service.sub in (Sub.RUNNING, Sub.RELOAD):
                 self._on_unhealthy(self.spec.container.health_on_failure)
-        self._report()
+        self.report()
 
     def _on_unhealthy(self, action: str) -> None:
         if action in ("kill", "restart"):  # what comes of it is for Restart= to say
@@ -579,7 +498,7 @@ class UnitManager(Actor):
             known = Exit(*self._meta["exit"]) if self._meta.get("exit") else None
             actions = self.service.settled(self._meta["finished"], known)
             self._seen_sub = self.service.sub  # since then, not since now
-            self._since = self._meta.get("ended_at", self._since)
+            self.since = self._meta.get("ended_at", self.since)
             self._act(actions)
         elif stopping and self._empty:
             if stopping["wanted"]:  # else it was stopped, and is at rest
@@ -594,7 +513,7 @@ class UnitManager(Actor):
             self._act(self.service.resume_main())
         elif main or (self._meta.get("unknown_main") and not self._empty):
             self._main_pid = main[0] if main else 0
-            self._unchecked = self.spec.health is not None
+            self.health.unchecked = self.spec.health is not None
             told = service.seconds_of(said.get("WATCHDOG_USEC", ""))
             self.service.watchdog_sec = told or self.spec.watchdog_sec
             self._act(self.service.adopt(True, known=bool(main)))
@@ -616,7 +535,7 @@ class UnitManager(Actor):
         self._connected = False
         if not event.get("gone", True):  # nobody knows what runs: it is looked at again
             self._problem = str(event.get("error", ""))
-            self._report()
+            self.report()
             self.after(SHIM_RETRY_S, self._reach)
             return
         self._greeted = False
@@ -629,7 +548,7 @@ class UnitManager(Actor):
         self._problem = str(event.get("error", ""))
         if self.service is not None:
             self._act(self.service.lost())
-        self._report()
+        self.report()
         self.after(SHIM_RETRY_S, self._reach)
 
     # -- carrying out actions ---------------------------------------------------------------------
@@ -680,7 +599,7 @@ class UnitManager(Actor):
             return
         if self.service.sub is Sub.AUTO_RESTART:
             self._meta["restarts"] = self.service.restarts + 1
-            self._meta["invocation"] = self._ports.rng.token()
+            self._meta["invocation"] = self.ports.rng.token()
             for note in ("stopping", "unknown_main"):
                 self._meta.pop(note, None)
             self._handle.remember(self._meta)
@@ -711,7 +630,7 @@ class UnitManager(Actor):
             self._run_container(spec, spec.container, action)
             return
         try:
-            environment = self._environment(spec)
+            environment = self.environment(spec)
             environment.update(self._told(action.step))
             argv = action.command.expand(environment)
         except (OSError, ValueError) as error:
@@ -725,7 +644,7 @@ class UnitManager(Actor):
     def _run_container(self, spec: UnitSpec, inner: container.ContainerSpec, action: Run) -> None:
         assert self.placement is not None
         try:
-            environment = self._environment(spec)
+            environment = self.environment(spec)
             environment.update(self._read_files(inner.environment_files))
             environment.update(self._reached.marks)
             labels = {"argosy.generation": str(self.placement.fence)}
@@ -746,7 +665,7 @@ class UnitManager(Actor):
         out: dict[str, str] = {}
         for path, optional in files:
             try:
-                out.update(self._ports.processes.read_environment(path))
+                out.update(self.ports.processes.read_environment(path))
             except OSError:
                 if not optional:
                     raise
@@ -762,10 +681,10 @@ class UnitManager(Actor):
             return {"WATCHDOG_USEC": str(round(self.service.watchdog_sec * 1e6))}
         return {}
 
-    def _environment(self, spec: UnitSpec) -> dict[str, str]:
+    def environment(self, spec: UnitSpec) -> dict[str, str]:
         """systemd's environment for a service, and what Argosy adds (docs/units.md)."""
         assert self.placement is not None
-        processes = self._ports.processes
+        processes = self.ports.processes
         out = {
             **execution.variables(spec),
             "INVOCATION_ID": str(self._meta.get("invocation", "")),
@@ -790,82 +709,36 @@ class UnitManager(Actor):
             out["MAINPID"] = str(self._main_pid)
         return out
 
-    # -- health ------------------------------------------------------------------------------
-
     def _changed(self) -> None:
         assert self.service is not None
         if self.service.sub is not self._seen_sub:
             self._seen_sub = self.service.sub
-            self._since = self._ports.clock.wall()
-        if self.service.sub is Sub.EXITED and not self._meta.get("exited"):
-            self._meta["exited"] = True
-            self._handle.remember(self._meta)
-        if self.service.sub in (Sub.DEAD, Sub.FAILED) and self.service.wanted and self._meta:
-            self._meta["finished"] = self.service.result  # by itself, so no new life may start it again
-            how = self.service.last_exit
-            self._meta["exit"] = [how.code, how.signal] if how is not None else None
-            self._meta["ended_at"] = self._since
-            self._handle.remember(self._meta)
-        if self.service.sub in _ENDING and self._meta and not self._meta.get("stopping"):
-            # so that no new life runs ExecStop again
-            self._meta["stopping"] = {"wanted": self.service.wanted, "result": self.service.result}
-            self._handle.remember(self._meta)
-        stopping = self._meta.get("stopping")
-        if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and stopping and not stopping.get("cleaned"):
-            how = self.service.last_exit
-            stopping |= {"cleaned": True, "result": self.service.result, "wanted": self.service.wanted}
-            stopping["exit"] = [how.code, how.signal] if how is not None else None
-            self._handle.remember(self._meta)
+            self.since = self.ports.clock.wall()
+        self._take_notes(self.service)
         if self.service.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and self._connected:
             folders, files = execution.leftovers(self.service.spec, self.service.sub is Sub.AUTO_RESTART)
             if folders or files or self.service.spec.resources.needs_group:
                 self._handle.tidy(folders, files)
-        up = self.service.sub in (Sub.RUNNING, Sub.RELOAD)
-        self._unchecked = self._unchecked and up
-        if not up and self.health != "none":
-            self.health = "none"
-            self._probing += 1
-        if up and self.health == "none" and self.spec is not None and self.spec.health is not None:
-            self.health = "failing"
-            self._health_detail = "not checked yet"
-            self._failures = self.spec.health.retries  # until it was seen well once
-            self._probe_environment = {}  # read once for a run, as its own is
-            self._probing += 1
-            self._probe(self._probing)
-        self._report()
+        self.health.follow(self.service.sub in (Sub.RUNNING, Sub.RELOAD))
+        self.report()
 
-    def _probe(self, round_: int) -> None:
-        if round_ != self._probing or self.spec is None or self.spec.health is None:
-            return
-        check = self.spec.health
-        inbox, life = self.actor_inbox, self.actor_inbox.incarnation
-
-        def done(well: bool, detail: str) -> None:
-            if inbox.incarnation == life and not inbox.closed:
-                inbox.post(lambda: self._probed(round_, well, detail))
-
-        try:
-            self._probe_environment = self._probe_environment or self._environment(self.spec)
-        except OSError as error:
-            detail = str(error)
-            self.actor_inbox.post(lambda: self._probed(round_, False, detail))
-            return
-        self._ports.processes.probe(check.kind, check.target, self._probe_environment, check.timeout, done)
-
-    def _probed(self, round_: int, well: bool, detail: str) -> None:
-        if round_ != self._probing or self.spec is None or self.spec.health is None:
-            return
-        check = self.spec.health
-        self._failures = 0 if well else self._failures + 1
-        health = "passing" if well else "failing" if self._failures >= check.retries else self.health
-        young = self._ports.clock.wall() - self._since < check.start_period
-        self._unchecked = False
-        self._health_detail = detail
-        self.health = health
-        self._report()
-        # a unit that is coming up is looked at often, so that it is announced as soon as it can be
-        pause = min(check.interval, STARTING_PROBE_S) if young and not well else check.interval
-        self.after(pause, lambda: self._probe(round_))
+    def _take_notes(self, service_: service.Service) -> None:
+        """Leave with the shim what a next life of this actor must know, so that nothing is done twice."""
+        notes: dict[str, Any] = {}
+        how, stopping = service_.last_exit, self._meta.get("stopping")
+        ended = [how.code, how.signal] if how is not None else None
+        outcome = {"wanted": service_.wanted, "result": service_.result}
+        if service_.sub is Sub.EXITED:
+            notes["exited"] = True
+        if service_.sub in (Sub.DEAD, Sub.FAILED) and service_.wanted:  # by itself: only somebody else starts it again
+            notes |= {"finished": service_.result, "exit": ended, "ended_at": self.since}
+        if service_.sub in _ENDING and not stopping:  # ExecStop is not run again
+            notes["stopping"] = outcome
+        elif service_.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and stopping and not stopping.get("cleaned"):
+            notes["stopping"] = {**outcome, "exit": ended, "cleaned": True}  # nor ExecStopPost
+        if self._meta and any(self._meta.get(name) != note for name, note in notes.items()):
+            self._meta |= notes
+            self._handle.remember(self._meta)
 
     # -- reporting ---------------------------------------------------------------------------------
 
@@ -880,7 +753,7 @@ class UnitManager(Actor):
             "active": "failed" if service_ is None else service_.active,
             "sub": "failed" if service_ is None else service_.sub.value,
             "result": "resources" if service_ is None else service_.result,
-            "health": self.health,
+            "health": self.health.status,
             "restarts": 0 if service_ is None else service_.restarts,
             "hash": about.hash if about is not None else "",
             "fence": about.fence if about is not None else 0,
@@ -888,7 +761,7 @@ class UnitManager(Actor):
             "pid": self._main_pid,
             "container": self._container if self._main_pid else "",
             "ports": self._meta.get("ports", {}),
-            "since": round(self._since, 3),
+            "since": round(self.since, 3),
         }
         if service_ is not None and service_.last_exit is not None:
             out["last_exit"] = str(service_.last_exit)
@@ -896,20 +769,21 @@ class UnitManager(Actor):
             out["status"] = service_.status
         if self._problem:
             out["problem"] = self._problem
-        if self.health == "failing":
-            out["health_detail"] = self._health_detail
+        if self.health.status == "failing":
+            out["health_detail"] = self.health.detail
         return out
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Tell the machine what is true, if that is news."""
         awaited = self.service is not None and self.service.main_running and self.service.main_known
         if awaited and not self._main_pid:
             return  # its process was asked for; the shim's answer is what is true
-        if self._unchecked:
+        if self.health.unchecked:
             return
         announce: dict[str, str] = {}
         spec = self.spec
         up = self.service is not None and self.service.sub in (Sub.RUNNING, Sub.RELOAD)
-        if spec is not None and spec.announce and up and self.health != "failing":
+        if spec is not None and spec.announce and up and self.health.status != "failing":
             ports = self._meta.get("ports", {})
             first = next(iter(ports.values()), None)
             if first is not None:
@@ -926,19 +800,18 @@ class UnitManager(Actor):
         self._said, self._said_at = said, self.now()
         self._owner.offer(Report(self.unit, state, announce))
 
-
     def _report_word(self) -> None:
         """Every report is a write in the brain, and a service may speak often: not with each word."""
         wait = self._said_at + STATUS_S_MIN - self.now()
         if wait <= 0:
             self._last_report = None
-            self._report()
+            self.report()
         elif self._word_timer is None:
             self._word_timer = self.after(wait, self._word_due)
 
     def _word_due(self) -> None:
         self._word_timer = None
-        self._report()
+        self.report()
 
 
 def _exit_of(event: dict[str, Any]) -> Exit:

@@ -17,7 +17,7 @@ from kernel.mailbox import Promise
 from ..brain_client import ALIVE, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..raft_messages import Query
-from ..unit_manager import Reload
+from ..unit_messages import Reload
 from ..wanted import Known
 
 #: Units one command may name, and units in one transaction.

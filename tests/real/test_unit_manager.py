@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-from actors.unit_manager import (
-    Assign,
-    Gone,
-    Here,
-    LeaseState,
-    MayStart,
-    Placement,
-    Report,
-    Started,
-    UnitManager,
-)
+from actors.unit_manager import UnitManager
+from actors.unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, Started
 from kernel.actor import Actor, handles
 from kernel.dispatch import LoopDispatcher
 from kernel.mailbox import Promise

@@ -10,7 +10,7 @@ import pytest
 import actors.scheduler
 from actors import machine, scheduler
 from actors.brain_client import STATES
-from actors.unit_manager import Report
+from actors.unit_messages import Report
 from kernel.sim import Faults, World
 
 from .fleet import UNIT, Fleet, FleetFailure, play
