@@ -582,6 +582,31 @@ def test_conflicts(cluster: Cluster) -> None:
     assert cluster.row("alone@4")["machine"] == freed
 
 
+def test_units_that_depend_on_each_other_on_different_machines(cluster: Cluster, tmp_path: Path) -> None:
+    """Started in order, held with a reason, stopped in the other order, and bound together."""
+    ready = tmp_path / "ready"
+    db = f"ExecStart={UNIT} await {ready} notify READY=1 sleep"
+    cluster.submit("db", _service(db, "Type=notify", f"ExecStopPost=/bin/sh -c 'echo db >> {tmp_path}/stopped'", fleet="Conflicts=web*"))
+    web = _service(f"ExecStart={UNIT} mark {tmp_path}/web sleep", f"ExecStopPost=/bin/sh -c 'sleep 0.3; echo web >> {tmp_path}/stopped'")
+    cluster.submit("web", f"[Unit]\nBindsTo=db.service\nAfter=docker.service\n{web}")
+    cluster.ask("unit.start", units=["web"], no_block=True)
+    wait_until("db to start", lambda: cluster.row("db")["sub"] == "start")
+    wait_until("the reason", lambda: "it comes after db.service, which is starting" in cluster.ask("unit.why", unit="web")["reason"])
+    assert _marks(tmp_path / "web") == []
+    ready.touch()
+    cluster.start("web")
+    assert cluster.row("web")["machine"] != cluster.row("db")["machine"]
+    wait_until("web's mark", lambda: len(_marks(tmp_path / "web")) == 1)
+    signal_process(_pid(cluster, "db"), signal.SIGKILL)
+    wait_until("web to stop", lambda: not cluster.row("web")["pid_or_container"])
+    assert "BindsTo=db.service, which is failed" in cluster.ask("unit.why", unit="web")["reason"]
+    cluster.start("db")
+    wait_until("web to be back", lambda: len(_marks(tmp_path / "web")) == 2)
+    (tmp_path / "stopped").unlink()
+    cluster.ok("unit", "stop", "db")
+    assert (tmp_path / "stopped").read_text().split() == ["web", "db"]
+
+
 def test_machine_of_and_metadata(cluster: Cluster) -> None:
     """A unit with MachineOf= follows another one; metadata choose the machine, or none."""
     cluster.submit("lead", _service(f"ExecStart={UNIT} sleep", fleet="MachineMetadata=zone=a"))
