@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .engine import INVOCATION, STEP, EngineAway, Missing, Refused, Seen, shut
 from .engine_log import Tail, write_note
 from .processes import DIRECTORY_VARIABLE, Event
-from .shim import start_time
+from .shim.facts import start_time
 
 if TYPE_CHECKING:
     from .containers import Containers

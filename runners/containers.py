@@ -26,7 +26,7 @@ from . import logs
 from .container_handle import MACHINE, RECORD_FILE, UNIT, ContainerHandle
 from .engine import Engine, EngineAway, Seen
 from .processes import DIRECTORY_VARIABLE, Event, folder_name, unit_name
-from .shim import LEASE, boottime
+from .shim.facts import LEASE, boottime
 
 logger = logging.getLogger("argosy.containers")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine import BROKEN, QUESTION_S_MAX, Engine, Missing, Refused, finish, shut
-from .shim import LOG_BYTES_MAX, LOG_FILES_KEPT, Log
+from .shim.log import LOG_BYTES_MAX, LOG_FILES_KEPT, Log
 
 #: Seconds of output whose lines are counted, to find the place again where it was left.
 COUNTED_SECONDS = 5

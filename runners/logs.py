@@ -1,6 +1,6 @@
 """The logs of units on one machine: read across rotated files, and kept when a unit is gone.
 
-A unit's folder has ``log`` and its older parts ``log.1`` and so on (see ``shim.py``), each line
+A unit's folder has ``log`` and its older parts ``log.1`` and so on (see ``shim/log.py``), each line
 with its time in front; ``runs`` says from when on which invocation wrote.  A position names the
 file by the time of its first line, so that a reader who follows loses nothing when the log is
 rotated (an inode would not do: it is used again).
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .shim import LOG_FILES_KEPT
+from .shim.log import LOG_FILES_KEPT
 
 #: Lines that one request returns at most, and bytes of their text: of the last ones, and of what follows.
 LINES_MAX = 100_000

@@ -26,7 +26,7 @@ from typing import Any
 from fleet import environment, spec
 
 from . import conditions, logs
-from .shim import BUSY, LEASE, boottime
+from .shim.facts import BUSY, LEASE, boottime
 
 Event = dict[str, Any]
 #: What says that nobody listens where a shim would: everything else may be a shim that is busy.
@@ -35,7 +35,7 @@ GONE = (FileNotFoundError, ConnectionRefusedError)
 AGAIN_S = 0.2
 #: Bytes of an EnvironmentFile.
 ENVIRONMENT_BYTES_MAX = 1024 * 1024
-_SHIM = Path(__file__).with_name("shim.py")
+_SHIM = Path(__file__).with_name("shim")
 #: Seconds a shim has to start, and to be reached.
 SHIM_START_S_MAX = 20.0
 #: Marks every process below a machine's directory, so that "power off" can find them all.

@@ -1,7 +1,7 @@
 """The processes port in the simulator: shims and workloads that obey the same rules.
 
 A shim here outlives the host process, dies with the machine's power, and ends its workload
-when the machine's lease is not renewed, exactly as ``runners/shim.py`` does.  What runs
+when the machine's lease is not renewed, exactly as ``runners/shim`` does.  What runs
 where is in ``World``-wide books, so a test can see two copies the moment they exist.
 """
 

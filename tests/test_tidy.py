@@ -116,7 +116,7 @@ def test_every_module_says_what_it_is_for(room: str) -> None:
 
 def test_no_file_is_unused() -> None:
     """Each module is imported by another one, or is an entrance."""
-    entrances = {"cli.main", "cli.etcd", "runners.shim", "runners.container_guard", "runners.simulated", "kernel.sim"}
+    entrances = {"cli.main", "cli.etcd", "runners.shim.__main__", "runners.container_guard", "runners.simulated", "kernel.sim"}
     names: set[str] = set()
     for room in ROOMS:
         for path, tree in modules(room):

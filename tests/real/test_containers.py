@@ -19,7 +19,7 @@ from fleet import container as section
 from runners import container_guard, container_handle, containers
 from runners.containers import Containers
 from runners.processes import kill_marked
-from runners.shim import LEASE, boottime
+from runners.shim.facts import LEASE, boottime
 
 from ..waiting import wait_until
 from .engine import IMAGE, EngineHere, missing

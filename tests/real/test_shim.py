@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from runners import shim
 from runners.processes import DIRECTORY_VARIABLE, Handle, Processes, kill_marked
-from runners.shim import LEASE, boottime
+from runners.shim import child, shim
+from runners.shim.facts import LEASE, boottime
+from runners.shim.log import Log
 
 from ..waiting import wait_until
 from .cluster import alive
 
+ROOT = Path(shim.__file__).parents[2]
 SLEEP = ["/bin/sleep", "1000"]
 #: A main process that hears SIGTERM, says so, and goes on.
 DEAF = ["/bin/sh", "-c", "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done"]
@@ -226,14 +228,14 @@ def test_only_plain_directories_and_files_are_removed(base: Path, tmp_path: Path
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "swapped").symlink_to(kept)
     with pytest.raises(OSError):
-        shim.make_folder(str(tmp_path / "root"), "swapped/inner")
+        child.make_folder(str(tmp_path / "root"), "swapped/inner")
 
 
 def test_a_shim_that_nobody_came_back_to_leaves_word(base: Path) -> None:
     """How its unit ended is known to the next, so that what is over is not begun again."""
     folder = base / "units" / "u.service"
     folder.mkdir(parents=True)
-    code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 1.0; shim.main()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import shim; shim.LONELY_S_MAX = 1.0; shim.main()"
     begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
@@ -262,7 +264,7 @@ def test_a_shim_that_cannot_leave_word_stays(base: Path) -> None:
     """Else what is over would be begun again."""
     folder = base / "units" / "u.service"
     (folder / "left.json.new").mkdir(parents=True)
-    code = f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import shim; shim.LONELY_S_MAX = 0.5; shim.main()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import shim; shim.LONELY_S_MAX = 0.5; shim.main()"
     begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
@@ -287,7 +289,7 @@ def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytes
     folder = base / "units" / "u.service"
     folder.mkdir(parents=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(shim.__file__).parent)!r}); import errno, os, shim; start = shim.Shim.start\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import errno, os; from runners.shim import shim; start = shim.Shim.start\n"
         "def limited(self, command):\n"
         "    fork = os.fork\n"
         "    if command['step'] == 'reload.0':\n"
@@ -309,8 +311,8 @@ def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytes
 
 def test_a_log_without_room_for_another_file_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attempt to begin a new one would push out an older one."""
-    monkeypatch.setattr(shim, "LOG_BYTES_MAX", 1000)
-    log = shim.Log(str(tmp_path / "log"))
+    monkeypatch.setattr("runners.shim.log.LOG_BYTES_MAX", 1000)
+    log = Log(str(tmp_path / "log"))
     for number in range(30):
         log.write([b"%d" % number + b"x" * 100])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "log"}

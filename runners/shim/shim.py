@@ -4,29 +4,24 @@ Runs as a small program of its own (standard library only).  It starts commands 
 owns their output, reaps whatever they leave behind (it is a sub-reaper), and answers on a
 Unix socket.  It also holds the fence: when the machine's lease file is not renewed in time
 it ends the unit by itself, so a frozen or dead host process cannot make a second copy.
-
-usage: shim.py DIRECTORY LEASE_FILE|-     (DIRECTORY: the unit's own)
 """
 
-import ctypes
-import errno
 import fcntl
-import grp
 import json
 import os
-import pwd
-import resource
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
 import time
 
-#: Bytes of one log file, and how many older ones are kept.
-LOG_BYTES_MAX = 10 * 1024 * 1024
-LOG_FILES_KEPT = 3
+from . import child
+from .child import EXEC, HANDLED
+from .facts import BUSY, LEASE, boottime, descendants, parent_of, start_time
+from .groups import Group
+from .log import Log
+
 #: Runs of the unit of which the log can be told apart.
 RUNS_MAX = 1000
 #: Seconds a shim whose unit has ended waits for a host process.
@@ -43,264 +38,9 @@ OUTPUT_BYTES_TURN = 1024 * 1024
 #: Longest message of a service about itself, and longest STATUS= kept, in bytes.
 NOTIFY_BYTES_MAX = 4096
 STATUS_BYTES_MAX = 512
-#: Exit statuses of a process that could not be set up (systemd.exec(5)).
-CHDIR, LIMITS, EXEC, STDOUT, GROUP, USER, CGROUP, DIRECTORY = 200, 205, 203, 209, 216, 217, 219, 233
-#: Exit status when there is a shim of this folder.
-BUSY = 75
-LEASE = struct.Struct("<dd")  # CLOCK_BOOTTIME seconds: when to stop, when to kill
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
-_HANDLED = (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
+#: How steps are called that are sessions of operators, and no part of the service.
+SESSION = "exec."
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def start_time(pid: int) -> str:
-    """The kernel's start time of a process: with boot id and pid it names it for ever."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read().rsplit(b")", 1)[1].split()[19].decode()
-    except (OSError, IndexError):
-        return ""
-
-
-def parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return int(f.read().rsplit(b")", 1)[1].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def descendants(root: int) -> list[int]:
-    """All processes below ``root``, by parent links in /proc."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        children.setdefault(parent_of(int(name)), []).append(int(name))
-    found: list[int] = []
-    queue = [root]
-    while queue:
-        for child in children.get(queue.pop(), ()):
-            found.append(child)
-            queue.append(child)
-    return found
-
-
-class Log:
-    """Lines with their time, in a file that is rotated by size."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.partial = b""
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self.size = os.fstat(self.fd).st_size
-
-    def feed(self, data: bytes) -> None:
-        lines = (self.partial + data).split(b"\n")
-        self.partial = lines.pop()
-        if len(self.partial) > 65536:
-            lines.append(self.partial)
-            self.partial = b""
-        if lines:
-            self.write(lines)
-
-    def flush(self) -> None:
-        """The last line, which nobody will end any more."""
-        if self.partial:
-            partial, self.partial = self.partial, b""
-            self.write([partial])
-
-    def write(self, lines: list[bytes]) -> None:
-        stamp = b"%.6f " % time.time()
-        out = b"".join(stamp + line + b"\n" for line in lines)
-        if self.size + len(out) > LOG_BYTES_MAX:
-            self._rotate()
-        try:
-            os.write(self.fd, out)
-            self.size += len(out)
-        except OSError:
-            pass  # a full disk loses log lines, not the unit
-
-    def _rotate(self) -> None:
-        """Begin a new file, if there is room for one; else it goes on with the old."""
-        try:
-            new = os.open(f"{self.path}.new", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        except OSError:
-            self.size = 0  # tried again after as much
-            return
-        for number in range(LOG_FILES_KEPT, 0, -1):
-            older = f"{self.path}.{number}"
-            newer = self.path if number == 1 else f"{self.path}.{number - 1}"
-            try:
-                os.replace(newer, older)
-            except OSError:
-                pass
-        try:
-            os.replace(f"{self.path}.new", self.path)
-        except OSError:
-            pass
-        os.close(self.fd)
-        self.fd, self.size = new, 0
-
-
-class Group:
-    """A control group of one unit, in the unified hierarchy or in those of version 1."""
-
-    ROOT = "/sys/fs/cgroup"
-    #: key of a limit -> (controller, file, value) in version 2 and in version 1
-    V2 = {"memory_max": "memory.max", "memory_high": "memory.high", "memory_swap_max": "memory.swap.max",
-          "cpu_weight": "cpu.weight", "tasks_max": "pids.max"}
-
-    def __init__(self, name: str) -> None:
-        self.unified = os.path.exists(f"{self.ROOT}/cgroup.controllers")
-        controllers = ("",) if self.unified else ("memory", "cpu", "pids")
-        self.folders = {c: os.path.join(self.ROOT, c, name) for c in controllers}
-        self.oom_kills = 0
-
-    def make(self, limits: dict) -> None:
-        """Create it with these limits; raises ``OSError`` for one that the kernel cannot keep."""
-        for folder in self.folders.values():
-            os.makedirs(folder, exist_ok=True)
-        if self.unified:
-            at = self.ROOT
-            for part in os.path.relpath(self.folders[""], self.ROOT).split("/"):
-                self.put(at, "cgroup.subtree_control", "+memory +cpu +pids")
-                at = os.path.join(at, part)
-        for key, value in limits.items():
-            self.limit(key, value)
-
-    def limit(self, key: str, value: float) -> None:
-        if key == "cpu_quota":  # processors, per tenth of a second
-            quota = max(int(value * 100_000), 1000)
-            if self.unified:
-                self.put(self.folders[""], "cpu.max", f"{quota} 100000")
-            else:
-                self.put(self.folders["cpu"], "cpu.cfs_period_us", "100000")
-                self.put(self.folders["cpu"], "cpu.cfs_quota_us", str(quota))
-        elif self.unified:
-            self.put(self.folders[""], self.V2[key], str(int(value)))
-        elif key == "memory_max":
-            self.put(self.folders["memory"], "memory.limit_in_bytes", str(int(value)))
-        elif key == "memory_high":
-            self.put(self.folders["memory"], "memory.soft_limit_in_bytes", str(int(value)))
-        elif key == "cpu_weight":
-            self.put(self.folders["cpu"], "cpu.shares", str(max(int(value * 1024 / 100), 2)))
-        elif key == "tasks_max":
-            self.put(self.folders["pids"], "pids.max", str(int(value)))
-        else:
-            raise OSError(errno.ENOTSUP, f"{key} needs the unified hierarchy of control groups")
-
-    @staticmethod
-    def put(folder: str, name: str, value: str) -> None:
-        with open(os.path.join(folder, name), "w") as f:
-            f.write(value)
-
-    def join(self) -> None:
-        """Called by the process that becomes one of the unit's."""
-        for folder in self.folders.values():
-            self.put(folder, "cgroup.procs", "0")
-
-    def members(self) -> list[int]:
-        try:
-            with open(os.path.join(next(iter(self.folders.values())), "cgroup.procs")) as f:
-                return [int(line) for line in f]
-        except OSError:
-            return []
-
-    def count_oom_kills(self) -> int:
-        folder = self.folders["" if self.unified else "memory"]
-        try:
-            with open(os.path.join(folder, "memory.events" if self.unified else "memory.oom_control")) as f:
-                return sum(int(n) for key, n in (line.split() for line in f) if key == "oom_kill")
-        except (OSError, ValueError):
-            return 0
-
-    def had_oom_kill(self) -> bool:
-        """Whether there was one since this was asked last."""
-        before, self.oom_kills = self.oom_kills, self.count_oom_kills()
-        return self.oom_kills > before
-
-    def remove(self) -> None:
-        for folder in self.folders.values():
-            try:
-                os.rmdir(folder)
-            except OSError:
-                pass  # something is left in it: it goes with the next run
-
-
-def remove_tree(path: str) -> None:
-    """A runtime directory and what is in it; links are removed, not followed, whoever swaps them in."""
-    for _, folders, files, at in os.fwalk(path, topdown=False):
-        for name in files:
-            os.unlink(name, dir_fd=at)
-        for name in folders:
-            if stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
-                os.unlink(name, dir_fd=at)
-            else:
-                os.rmdir(name, dir_fd=at)
-    os.rmdir(path)
-
-
-def read_small(path: str) -> bytes:
-    """The beginning of a plain file; never waits, as a pipe of that name would."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.read(handle, 64)
-    finally:
-        os.close(handle)
-
-
-def make_folder(root: str, name: str) -> int:
-    """A directory below ``root``, opened; no link on the way is followed."""
-    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    for part in name.split("/"):
-        try:
-            os.mkdir(part, 0o755, dir_fd=at)
-        except FileExistsError:
-            pass
-        inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-        os.close(at)
-        at = inner
-    return at
-
-
-class SetupError(Exception):
-    """A process could not be made what its unit file says; ``status`` is its exit status."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-def find_user(command: dict) -> tuple[int, int, list[int], dict[str, str]] | None:
-    """(uid, gid, groups, variables) of User= and its kin; None for the shim's own."""
-    user, group = command.get("user"), command.get("group")
-    names = command.get("groups") or []
-    if not user and not group and not names:
-        return None
-    try:
-        def gid_of(name: str) -> int:
-            return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
-
-        status, name = USER, user or str(os.getuid())
-        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-        status, name = GROUP, group
-        gid = gid_of(group) if group else entry.pw_gid
-        groups = os.getgrouplist(entry.pw_name, gid)
-        for name in names:
-            groups.append(gid_of(name))
-    except KeyError:
-        raise SetupError(status, f"no such {'user' if status == USER else 'group'}: {name}") from None
-    variables = {}
-    if user:
-        variables = {"USER": entry.pw_name, "LOGNAME": entry.pw_name, "HOME": entry.pw_dir, "SHELL": entry.pw_shell}
-    return entry.pw_uid, gid, groups, variables
 
 
 class Shim:
@@ -335,7 +75,7 @@ class Shim:
         os.set_blocking(self.out_read, False)
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
-        for handled in _HANDLED:
+        for handled in HANDLED:
             signal.signal(handled, lambda *_: None)
         try:
             os.unlink("shim.sock")
@@ -467,7 +207,7 @@ class Shim:
                 event["dumped"] = True
             if self.group is not None and self.group.had_oom_kill():
                 event["oom"] = True
-            self.ends["main" if known["main"] else known["step"]] = event
+            self.note_end(known["step"], known["main"], event)
             self.read_output()
             self.emit(event)
 
@@ -487,20 +227,24 @@ class Shim:
             self.group = self.group or Group(command["cgroup"]["name"])
             self.group.had_oom_kill()  # what an earlier run had is no news
         # a signal that comes before the child has set its own handlers waits until it has
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         pipe: tuple[int, ...] = ()
         try:
             pipe = error_read, error_write = os.pipe2(os.O_CLOEXEC)
             pid = os.fork()
             if pid == 0:
-                self.become(command, error_write)
+                for handle in (self.server, self.client, self.notify):  # nobody is to take it for the shim
+                    if handle is not None:
+                        os.close(handle.fileno())
+                os.close(self.lock)
+                child.become(command, self.me["pid"], self.group, self.out_write, error_write)
         except OSError as error:  # no more processes, or descriptors
             for end in pipe:
                 os.close(end)
             self.failed(command["step"], command["main"], EXEC, f"{command['argv'][0]}: {error.strerror}")
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         os.close(error_write)
         os.set_blocking(error_read, False)
         self.was_empty = False
@@ -533,144 +277,17 @@ class Shim:
 
     def failed(self, step: str, main: bool, code: int, text: str) -> None:
         """A process could not be made what was asked for."""
-        self.ends["main" if main else step] = {"code": code, "signal": 0}
+        self.note_end(step, main, {"code": code, "signal": 0})
         self.emit({"ev": "failed", "step": step, "main": main, "error": text, "code": code})
+
+    def note_end(self, step: str, main: bool, event: dict) -> None:
+        """For a host process that was away."""
+        if not step.startswith(SESSION):
+            self.ends["main" if main else step] = event
 
     def adopt(self, pid: int, step: str, main: bool) -> None:
         self.processes[pid] = {"step": step, "main": main, "start": start_time(pid)}
         self.emit({"ev": "started", "step": step, "main": main, "pid": pid})
-
-    def become(self, command: dict, error_write: int) -> None:
-        status = EXEC
-        try:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            for handle in (self.server, self.client, self.notify):  # nobody is to take it for the shim
-                if handle is not None:
-                    os.close(handle.fileno())
-            os.close(self.lock)
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for number in _HANDLED:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-            status = CGROUP
-            if self.group is not None and command.get("cgroup"):
-                self.group.make(command["cgroup"]["limits"])
-                self.group.join()
-            self.set_limits(command)
-            status = USER
-            found = find_user(command)
-            status = DIRECTORY
-            self.make_directories(command, found)
-            status = STDOUT
-            self.set_streams(command)
-            environment = command["env"]
-            status = GROUP
-            if found is not None:
-                uid, gid, groups, variables = found
-                environment.update({**variables, **environment})
-                if os.getuid() == 0:
-                    os.setgroups(groups)
-                os.setgid(gid)
-                status = USER
-                os.setuid(uid)
-            os.umask(command.get("umask", 0o022))
-            status = CHDIR
-            self.change_directory(command, environment)
-            status = EXEC
-            if command.get("no_new_privileges"):
-                _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # another user's process has lost it
-            if os.getppid() != self.me["pid"]:
-                os._exit(203)
-            if environment.get("WATCHDOG_USEC"):
-                environment["WATCHDOG_PID"] = str(os.getpid())
-            environment["SYSTEMD_EXEC_PID"] = str(os.getpid())
-            self.execute(command, environment)
-        except SetupError as error:
-            os.write(error_write, f"{error.status} {error}".encode())
-        except (OSError, ValueError) as error:
-            where = getattr(error, "filename", None)
-            text = getattr(error, "strerror", None) or str(error)
-            shown = f"{where}: {text}" if where and status != EXEC else text
-            os.write(error_write, f"{status} {shown}".encode())
-        finally:
-            os._exit(203)
-
-    @staticmethod
-    def set_limits(command: dict) -> None:
-        try:  # the host process may be protected from the OOM killer; its units are not
-            with open("/proc/self/oom_score_adj", "w") as f:
-                f.write(str(command.get("oom_score_adjust", 0)))
-        except OSError as error:
-            if command.get("oom_score_adjust"):
-                raise SetupError(206, f"OOMScoreAdjust: {error.strerror}") from None
-        for name, (soft, hard) in (command.get("limits") or {}).items():
-            try:
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
-            except (OSError, ValueError, AttributeError) as error:
-                raise SetupError(LIMITS, f"Limit{name}: {error}") from None
-        if "nice" in command and command["nice"] != os.getpriority(os.PRIO_PROCESS, 0):
-            try:
-                os.setpriority(os.PRIO_PROCESS, 0, command["nice"])
-            except OSError as error:
-                raise SetupError(201, f"Nice: {error.strerror}") from None
-
-    @staticmethod
-    def make_directories(command: dict, found: tuple[int, int, list[int], dict[str, str]] | None) -> None:
-        """RuntimeDirectory= and its kin, owned by the service's user."""
-        for root, name, mode, is_owned in command.get("directories") or []:
-            try:
-                folder = make_folder(root, name)
-            except OSError as error:
-                raise SetupError(DIRECTORY, f"{root}/{name} is no directory of its own: {error.strerror}") from None
-            os.fchmod(folder, mode)
-            if is_owned and found is not None:
-                os.fchown(folder, found[0], found[1])
-            os.close(folder)
-
-    def set_streams(self, command: dict) -> None:
-        null = os.open("/dev/null", os.O_RDWR)
-        os.dup2(null, 0)
-        streams = {"stdout": 1, "stderr": 2}
-        for name, number in streams.items():
-            kind, path = command.get(name) or ("log", "")
-            if kind == "log" or (kind == "inherit" and number == 1):
-                os.dup2(self.out_write, number)
-            elif kind == "inherit":
-                os.dup2(1, number)
-            elif kind == "null":
-                os.dup2(null, number)
-            else:
-                flags = {"append": os.O_APPEND, "truncate": os.O_TRUNC}.get(kind, 0)
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644), number)
-
-    @staticmethod
-    def change_directory(command: dict, environment: dict) -> None:
-        directory = command.get("cwd") or "/"
-        if directory.startswith("~"):
-            directory = environment.get("HOME", "/root") + directory[1:]
-        try:
-            os.chdir(directory)
-        except OSError:
-            if not command.get("cwd_optional"):
-                raise
-            os.chdir("/")
-
-    @staticmethod
-    def execute(command: dict, environment: dict) -> None:
-        argv = list(command["argv"])
-        program = argv[0]
-        if command.get("argv0"):
-            argv[0] = command["argv0"]
-        if program.startswith("/"):
-            os.execve(program, argv, environment)
-        for folder in SEARCH_PATH.split(":"):
-            try:
-                os.execve(f"{folder}/{program}", argv, environment)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-        raise FileNotFoundError(errno.ENOENT, "no such program in " + SEARCH_PATH)
 
     def everything(self) -> list[int]:
         """All processes of the unit."""
@@ -748,7 +365,7 @@ class Shim:
         if known is not None:  # else it had become a child of ours, and was reaped
             event = {"ev": "ended", "step": known["step"], "main": known["main"],
                      "code": 0, "signal": 0, **self.by_fence()}
-            self.ends["main" if known["main"] else known["step"]] = event
+            self.note_end(known["step"], known["main"], event)
             self.emit(event)
 
     def find_main(self, command: dict) -> None:
@@ -756,7 +373,7 @@ class Shim:
         path = command.get("pid_file")
         if path:
             try:
-                pid = int(read_small(path).strip())
+                pid = int(child.read_small(path).strip())
             except (OSError, ValueError) as error:
                 self.emit({"ev": "main", "found": False, "error": f"PIDFile {path}: {error}"})
                 return
@@ -775,7 +392,7 @@ class Shim:
 
     def tidy(self, command: dict) -> None:
         """After a run: runtime directories and files go, and the control group."""
-        left = [(remove_tree, path) for path in command["directories"]]
+        left = [(child.remove_tree, path) for path in command["directories"]]
         for remove, path in [*left, *((os.unlink, path) for path in command["files"])]:
             try:
                 remove(path)
@@ -794,11 +411,14 @@ class Shim:
             pass
 
     def kill(self, command: dict) -> None:
-        if command["whole"]:
+        if command.get("step"):  # an operator's session ends
+            for pid in [pid for pid, known in self.processes.items() if known["step"] == command["step"]]:
+                self.signal_one(-pid, command["signal"])  # each is the first of a group of its own
+        elif command["whole"]:
             self.signal_all(command["signal"])
         else:
             for pid, known in list(self.processes.items()):  # the main process, and a step that runs
-                if known["step"] != "former":
+                if known["step"] != "former" and not known["step"].startswith(SESSION):
                     self.signal_one(pid, command["signal"])
         self.reap()
         if self.was_empty:
@@ -973,7 +593,7 @@ def main() -> None:
         sys.exit({b".": 0, b"b": BUSY}.get(os.read(ready_read, 1), 1))
     os.close(ready_read)
     os.setsid()
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    child.libc.prctl(child.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -993,7 +613,3 @@ def main() -> None:
             os.unlink(name)
         except OSError:
             pass
-
-
-if __name__ == "__main__":
-    main()
