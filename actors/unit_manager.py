@@ -12,12 +12,25 @@ from typing import Any
 
 from fleet import container, execution, service, unitfile
 from fleet.service import Arm, Changed, Disarm, Exit, Extend, FindMain, Kill, Run, Sub
-from fleet.spec import Condition, UnitSpec
+from fleet.spec import Command, Condition, UnitSpec
 from kernel.actor import Actor, Timer, handles
 from kernel.ports import Ports
 
 from .health import Health
-from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, Reload, Report, Started
+from .sessions import SessionError, Sessions
+from .unit_messages import (
+    Assign,
+    Enter,
+    Exchange,
+    Gone,
+    Here,
+    LeaseState,
+    MayStart,
+    Placement,
+    Reload,
+    Report,
+    Started,
+)
 
 logger = logging.getLogger("argosy.unit")
 
@@ -73,6 +86,7 @@ class UnitManager(Actor):
         self.since = ports.clock.wall()
         self._seen_sub: Sub | None = None
         self.health = Health(self)
+        self.sessions = Sessions(self)
         self._last_report: Any = None
         self._said = ""  # the service's word of itself in the last report, and when that was
         self._said_at = -STATUS_S_MIN
@@ -87,6 +101,7 @@ class UnitManager(Actor):
 
     def on_stop(self) -> None:
         """Let go of the shim."""
+        self.sessions.close()
         if self._handle is not None:
             self._handle.close()
 
@@ -210,6 +225,34 @@ class UnitManager(Actor):
             self._handle.kill(inner.reload_signal, False)
         elif self.service is not None:
             self._act(self.service.reload())
+
+    @handles(Enter)
+    def _on_enter(self, message: Enter) -> str:
+        if self.service is None or self.service.active in ("inactive", "failed") or not self._connected:
+            raise SessionError(f"{self.unit} does not run")
+        return self.sessions.enter(message, self._enter)
+
+    @handles(Exchange)
+    def _on_exchange(self, message: Exchange) -> Any:
+        return self.sessions.exchange(message)
+
+    def _enter(self, name: str, argv: list[str], size: tuple[int, int] | None, on_news: Any) -> Any:
+        """Begin an operator's command as one of the unit: its user, directory, limits, environment."""
+        spec = self.spec
+        assert spec is not None
+        environment = self.environment(spec)
+        if size is not None:
+            environment.setdefault("TERM", "xterm-256color")
+        rest: dict[str, Any] = {}
+        if spec.container is None:
+            rest = execution.arguments(spec, name, Command(tuple(argv)), False, self._group)
+        else:
+            environment.update(self._reached.marks)
+        return self._handle.enter(name, argv, environment, size, on_news, **rest)
+
+    @property
+    def _group(self) -> str:
+        return f"argosy/{self._here.id}/{self.unit}"
 
     def _leave(self) -> None:
         self._leaving = True
@@ -339,6 +382,8 @@ class UnitManager(Actor):
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["ev"]
+        if self.sessions.hear(event):
+            return
         if self.spec is not None and self.spec.container is not None and self.spec.type == "oneshot":
             event = _as_step(event)
         if kind == "hello":
@@ -558,6 +603,7 @@ class UnitManager(Actor):
             if isinstance(action, Run):
                 self._run(action)
             elif isinstance(action, Kill):
+                self.sessions.hang_up()
                 if self._empty:
                     self.actor_inbox.post(self._already_empty)
                 self._handle.kill(action.signal, action.whole)
@@ -637,8 +683,7 @@ class UnitManager(Actor):
             self._problem = str(error)
             self.actor_inbox.post(lambda: self._ended(action.step, action.main, Exit(code=203)))
             return
-        group = f"argosy/{self._here.id}/{self.unit}"
-        rest = execution.arguments(spec, action.step, action.command, action.main, group)
+        rest = execution.arguments(spec, action.step, action.command, action.main, self._group)
         self._handle.run(action.step, argv, environment, action.main, **rest)
 
     def _run_container(self, spec: UnitSpec, inner: container.ContainerSpec, action: Run) -> None:

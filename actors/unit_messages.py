@@ -75,5 +75,28 @@ class LeaseState:
 
 
 @dataclass(frozen=True, slots=True)
+class Enter:
+    """Ask: run a command inside the unit for an operator; answers the session's name."""
+
+    argv: tuple[str, ...]
+    size: tuple[int, int] | None  # rows and columns of a terminal; None: pipes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Ask: input for a session's command, and what it said since.
+
+    Answers True if ``wait`` is None, else ``{output: [[stream, bytes]], code, error}`` as soon
+    as there is something, or after ``wait`` seconds; ``code`` is None until the command ended.
+    """
+
+    session: str
+    data: bytes
+    is_over: bool  # no more input comes
+    size: tuple[int, int] | None  # of the terminal, if it changed
+    wait: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reload:
     """Tell: run ExecReload."""

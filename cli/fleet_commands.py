@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -361,6 +362,27 @@ def unit_reload(session: Session, units: tuple[str, ...], as_json: bool) -> None
     else:
         for row in answer:
             click.echo(f"{row['unit']} on {row['machine']}: reloading")
+
+
+@unit.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--machine", default="", help="Of a unit that runs on several.")
+@click.option("--tty/--no-tty", "-t/-T", "with_terminal", default=None, help="A terminal; else as this one's input is.")
+@click.argument("name")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def unit_exec(
+    session: Session, machine: str, with_terminal: bool | None, name: str, command: tuple[str, ...]
+) -> None:
+    """Run a command inside a unit, wherever it runs: with its user, directory, limits and environment.
+
+    Without a command, a shell.  Exits with what the command exits with.
+    """
+    from . import exec as inside
+
+    if with_terminal is None:
+        with_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    words = list(command[1:] if command[:1] == ("--",) else command) or ["/bin/sh"]
+    raise SystemExit(inside.run(session, name, machine, words, with_terminal))
 
 
 @unit.command("why")

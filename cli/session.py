@@ -52,6 +52,10 @@ class Session:
             self._client = Client(self.endpoints, credentials)
         return self._client
 
+    def twin(self) -> Session:
+        """The same, over a link of its own."""
+        return Session(self.context, self.endpoint, self.timeout)
+
     def _where(self) -> tuple[list[str], Credentials]:
         path = Path(self.context) if self.context else default_context()
         values: dict[str, Any] = {}

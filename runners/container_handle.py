@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .engine import INVOCATION, STEP, EngineAway, Missing, Refused, Seen, shut
 from .engine_log import Tail, write_note
 from .processes import DIRECTORY_VARIABLE, Event
+from .sessions import ContainerSession, Session
 from .shim.facts import start_time
 
 if TYPE_CHECKING:
@@ -159,6 +160,23 @@ class ContainerHandle:
         else:
             error = "only its container, and commands inside it, run in the engine"
             self._later({"ev": "failed", "step": step, "main": main, "error": error})
+
+    def enter(
+        self, name: str, argv: list[str], environment: dict[str, str], size: tuple[int, int] | None,
+        on_news: Callable[[], None], **rest: Any,
+    ) -> Session:  # fmt: skip
+        """Run a command inside the container for an operator; see ``processes.Handle``."""
+        del name, rest
+        current = self._current
+        if current is None:
+            raise OSError("its container is not running")
+
+        def expel(command: str) -> None:
+            pid = self._engine.entered(command)[1]
+            if pid and visible_start(pid, current.id):
+                os.kill(pid, signal.SIGKILL)
+
+        return ContainerSession(self._owner.loop, self._engine, current.id, argv, environment, size, on_news, expel)
 
     def kill(self, number: int, whole: bool) -> None:
         """Signal the first process; ``empty`` follows when nothing is left.

@@ -195,6 +195,27 @@ class Engine:
             if error.status != 409 or "in progress" not in str(error):
                 raise
 
+    def enter(self, container: str, argv: list[str], environment: dict[str, str], tty: bool) -> tuple[str, Any]:
+        """Run a command inside a running container: its id there, and the stream to and from it."""
+
+        def work(client: Any) -> tuple[str, Any]:
+            made = client.exec_create(container, argv, stdin=True, tty=tty, environment=environment)["Id"]
+            return made, client.exec_start(made, tty=tty, socket=True)
+
+        return self.call(QUESTION_S_MAX, work)
+
+    def entered(self, command: str) -> tuple[bool, int, int]:
+        """(whether it runs, its process, its exit status) of a command inside a container."""
+        seen = self._ask(lambda client: client.exec_inspect(command))
+        return bool(seen["Running"]), int(seen["Pid"]), int(seen["ExitCode"] or 0)
+
+    def resize(self, command: str, rows: int, columns: int) -> None:
+        """The terminal of a command inside a container has another size."""
+        try:
+            self.call(QUESTION_S_MAX, lambda client: client.exec_resize(command, rows, columns))
+        except (EngineAway, Refused):
+            pass  # of no consequence, and it may have ended
+
     def has_image(self, image: str) -> bool:
         """Whether an image is on this machine."""
         try:

@@ -26,6 +26,7 @@ from typing import Any
 from fleet import environment, spec
 
 from . import conditions, logs
+from .sessions import ProcessSession, Session
 from .shim.facts import BUSY, LEASE, boottime
 
 Event = dict[str, Any]
@@ -76,6 +77,22 @@ class Handle:
         """Start a command; ``started`` or ``failed``, later ``ended``, follow."""
         env = {**environment, DIRECTORY_VARIABLE: str(self._owner.base), UNIT_VARIABLE: self.unit}
         self._send({"op": "run", "step": step, "argv": argv, "env": env, "main": main, **rest})
+
+    def enter(
+        self, name: str, argv: list[str], environment: dict[str, str], size: tuple[int, int] | None,
+        on_news: Callable[[], None], **rest: Any,
+    ) -> Session:  # fmt: skip
+        """Run a command for an operator; the events of this step are for the session.
+
+        ``size``: rows and columns of its terminal, None if it gets pipes.
+        """
+
+        def end(number: int) -> None:
+            self._send({"op": "kill", "signal": number, "whole": False, "step": name})
+
+        session = ProcessSession(self._owner.loop, self._owner.folder(self.unit), name, size, on_news, end)
+        self.run(name, argv, environment, False, **{**rest, **session.streams})
+        return session
 
     def kill(self, number: int, whole: bool) -> None:
         """Signal the main process, or everything; ``empty`` follows when nothing is left."""

@@ -1,5 +1,5 @@
 """What operators may ask for, one module per group; importing this registers all verbs."""
 
-from . import actors, cluster, keys, locks, units
+from . import actors, cluster, keys, locks, sessions, units
 
-__all__ = ["actors", "cluster", "keys", "locks", "units"]
+__all__ = ["actors", "cluster", "keys", "locks", "sessions", "units"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 from urllib.request import urlopen
@@ -10,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from ..waiting import wait_until
-from .cluster import Cluster, port_offset
+from .cluster import Cluster, argosy_command, environment, port_offset
 from .engine import IMAGE, EngineHere, missing
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -193,3 +195,20 @@ def test_the_engine_ends_and_comes_back(cluster: Cluster, engine: EngineHere) ->
 
     wait_until("the unit to run again", again, 60)
     assert len(containers(engine)) == 1
+
+
+def test_a_session_inside_a_container(cluster: Cluster) -> None:
+    """With pipes: input, both outputs apart, the exit status; and nothing runs on when the operator is gone."""
+    submit(cluster, "c", "Exec=/bin/sleep 1000\nEnvironment=A=b")
+    cluster.start("c")
+    words = ["unit", "exec", "c", "--", "/bin/sh", "-c", 'read x; echo "$A $x $ARGOSY_UNIT"; echo wrong >&2; exit 9']
+    run = [argosy_command(), "--context", str(cluster.context), *words]
+    done = subprocess.run(run, input="in\n", capture_output=True, text=True, timeout=60, check=False,
+                          env=environment(cluster.home))  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (9, "b in c.service\n", "wrong\n")
+    data = os.urandom(3_000_000)
+    run = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "c", "--", "/bin/cat"]
+    echo = subprocess.run(run, input=data, capture_output=True, timeout=60, check=False, env=environment(cluster.home))
+    assert echo.stdout == data
+    done = cluster.argosy("unit", "exec", "c", "--", "no-such-program")
+    assert done.returncode in (126, 127), done
