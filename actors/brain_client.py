@@ -28,6 +28,7 @@ TOKENS = b"/_argosy/tokens/"
 LOCKS = b"/_argosy/locks/"
 TIMERS = b"/_argosy/timers/"
 REACTED = b"/_argosy/reacted/"
+MOVES = b"/_argosy/moves/"
 
 
 class Mirror:

@@ -80,7 +80,7 @@ def boot(
     )  # fmt: skip
     system, raft = company.system, company.raft
     company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
-    company.scheduler = system.spawn(Scheduler, raft, name="scheduler", limit=LIMIT)
+    company.scheduler = system.spawn(Scheduler, ports, raft, name="scheduler", limit=LIMIT)
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.lock_manager = system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT)
     return company

@@ -21,7 +21,7 @@ from kernel.ports import Ports
 from transport.codec import wire
 from transport.router import FromClient, Router
 
-from .brain_client import ALIVE, MACHINES, PLACES, STATES, TIMERS, UNITS, BrainActor
+from .brain_client import ALIVE, MACHINES, MOVES, PLACES, STATES, TIMERS, UNITS, BrainActor
 from .raft_messages import (
     TIMED_OUT,
     BrainError,
@@ -105,7 +105,7 @@ class Control(BrainActor):
 
     def on_start(self) -> None:
         """Mirror what listings show."""
-        for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS):
+        for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS, MOVES):
             self._pictures[prefix] = self.mirror(prefix, partial(self._begun, prefix), partial(self._changed, prefix))
         self.every(0.25, self._check_waits)
 

@@ -23,9 +23,10 @@ from fleet.dependencies import Graph, Hold, Phase
 from fleet.placement import Candidate, Placements
 from fleet.spec import UnitSpec
 from kernel.actor import handles
+from kernel.ports import Ports
 from kernel.stats import Histogram
 
-from .brain_client import ALIVE, MACHINES, PLACES, REACTED, STATES, UNITS, BrainActor
+from .brain_client import ALIVE, MACHINES, MOVES, PLACES, REACTED, STATES, UNITS, BrainActor
 from .raft_messages import LeaderChanged
 from .wanted import Known, start
 
@@ -39,6 +40,8 @@ BRAKE_WINDOW_S = 30.0
 RECOVERY_BOUNDS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 300.0)
 #: Seconds between two starts of a unit that another upholds.
 UPHOLD_S = 5.0
+#: Moves of a unit from one machine to another that are remembered.
+MOVES_KEPT = 10
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
 
@@ -46,8 +49,9 @@ RETRY_S = 1.0
 class Scheduler(BrainActor):
     """See the module docstring."""
 
-    def __init__(self, raft_ref: Any) -> None:
+    def __init__(self, ports: Ports, raft_ref: Any) -> None:
         super().__init__(raft_ref)
+        self._ports = ports
         self.active = False
         self.term = 0
         self._pictures: dict[bytes, Any] = {}
@@ -84,7 +88,7 @@ class Scheduler(BrainActor):
         self.braking = False
         if not message.leading:
             return
-        for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED):
+        for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED, MOVES):
             on_change = self._on_state if prefix == STATES else self._on_change
             self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), on_change)
 
@@ -120,7 +124,7 @@ class Scheduler(BrainActor):
             return
         if not all(picture.ready for picture in self._pictures.values()):
             return
-        view = _View(self._pictures, self._spec)
+        view = _View(self._pictures, self._spec, self._ports.clock.wall())
         self._involved = view.involved
         self._note_losses(view)
         steps = _Steps()
@@ -129,6 +133,7 @@ class Scheduler(BrainActor):
         self._place_globals(view, steps)
         self._place_missing(view, steps)
         self._react(view, steps)
+        self._forget_destroyed(view, steps)
         self._commit(steps)
 
     def _spec(self, unit: str, wanted: dict[str, Any]) -> UnitSpec | None:
@@ -172,7 +177,7 @@ class Scheduler(BrainActor):
                 why = placement.refusal(spec, view.state.machines[machine], view.state)
                 if why:
                     logger.info("%s leaves %s: %s", unit, machine, why)
-                    steps.delete_place(machine, unit, item)
+                    steps.delete_place(machine, unit, item, view.moved(unit, machine, "", why))
                     view.unplace(machine, unit)
                     self._count("constraint")
 
@@ -242,9 +247,13 @@ class Scheduler(BrainActor):
                 self._react_to_end(view, steps, unit, spec, wanted)
             if spec.related.get("Upholds") and view.phase_of(unit) in (Phase.UP, Phase.UNWELL):
                 self._uphold(view, steps, spec.related["Upholds"])
-        for key, item in view.reacted.items():
-            if key[len(REACTED) :].decode() not in view.units:
-                steps.add([[key, "mod", "=", item.mod]], [["delete", key]])
+
+    def _forget_destroyed(self, view: _View, steps: _Steps) -> None:
+        """What is kept of units goes with them."""
+        for prefix, kept in ((REACTED, view.reacted), (MOVES, view.moves)):
+            for key, item in kept.items():
+                if key[len(prefix) :].decode() not in view.units:
+                    steps.add([[key, "mod", "=", item.mod]], [["delete", key]])
 
     def _react_to_end(
         self, view: _View, steps: _Steps, unit: str, spec: UnitSpec, wanted: dict[str, Any]
@@ -305,9 +314,9 @@ class Scheduler(BrainActor):
 
 
 class _View:
-    """The five pictures, read together."""
+    """All pictures, read together, at one moment."""
 
-    def __init__(self, pictures: dict[bytes, Any], spec_of: Any) -> None:
+    def __init__(self, pictures: dict[bytes, Any], spec_of: Any, now: float) -> None:
         def names(prefix: bytes, key: bytes) -> tuple[str, str]:
             machine, _, unit = key[len(prefix) :].decode().partition("/")
             return machine, unit
@@ -330,6 +339,8 @@ class _View:
             if (machine, unit) not in self.places:
                 self.holders.setdefault(unit, set()).add(machine)
         self.reacted: dict[bytes, Item] = dict(pictures[REACTED].items)
+        self.moves: dict[bytes, Item] = dict(pictures[MOVES].items)
+        self.now = now  # Unix time
         self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
         self.involved = self.graph.involved
         #: of involved units only: by unit and machine
@@ -409,6 +420,12 @@ class _View:
         names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
         return sorted(names, key=lambda u: bool(s.machine_of) if (s := self.specs[u]) else False)
 
+    def moved(self, unit: str, machine: str, target: str, why: str) -> list[Any]:
+        """The step that notes that a unit left a machine: the last :data:`MOVES_KEPT` are kept."""
+        key = MOVES + unit.encode()
+        before = json.loads(self.moves[key].value) if key in self.moves else []
+        return ["put", key, json.dumps([*before, [round(self.now, 3), machine, target, why]][-MOVES_KEPT:]).encode()]
+
     def unplace(self, machine: str, unit: str) -> None:
         """Take a decision back in this view; the old copy may still be there."""
         del self.places[machine, unit]
@@ -427,9 +444,10 @@ class _Steps:
         if changes:
             self._groups.append((conditions, changes))
 
-    def delete_place(self, machine: str, unit: str, item: Item) -> None:
+    def delete_place(self, machine: str, unit: str, item: Item, *more: list[Any]) -> None:
+        """Take a unit off a machine; ``more`` is to change with it."""
         key = _place_key(machine, unit)
-        self._groups.append(([[key, "mod", "=", item.mod]], [["delete", key]]))
+        self._groups.append(([[key, "mod", "=", item.mod]], [["delete", key], *more]))
 
     def update_place(self, machine: str, unit: str, item: Item, value: bytes) -> None:
         key = _place_key(machine, unit)
@@ -451,6 +469,7 @@ class _Steps:
             conditions.append([old, "mod", "=", view.places[lost, unit].mod])
             conditions.append([STATES + f"{lost}/{unit}".encode(), "version", "=", 0])
             changes.append(["delete", old])
+            changes.append(view.moved(unit, lost, machine, "its machine was lost"))
         self._groups.append((conditions, changes))
 
     def first_batch(self) -> tuple[list[Any], list[Any], bool] | None:

@@ -38,6 +38,8 @@ logger = logging.getLogger("argosy.unit")
 SHIM_RETRY_S = 1.0
 #: Seconds between two looks for the PID file of a service that is starting.
 PID_FILE_S = 0.1
+#: Ended runs of a unit that are told (when it began, when it ended, the result, how).
+RUNS_KEPT = 5
 #: Exit status of a container that could not be made or started, as the engine's own clients have it.
 NOT_CREATED = 125
 #: Times that the main process of a forking service is looked for, when several are left.
@@ -375,6 +377,8 @@ class UnitManager(Actor):
             "ports": ports,
             "invocation": self.ports.rng.token(),
             "restarts": self.service.restarts if self.service is not None else 0,
+            "began": round(self.ports.clock.wall(), 3),
+            "runs": self._meta.get("runs", []),
         }
         self._handle.remember(self._meta)
 
@@ -646,6 +650,7 @@ class UnitManager(Actor):
         if self.service.sub is Sub.AUTO_RESTART:
             self._meta["restarts"] = self.service.restarts + 1
             self._meta["invocation"] = self.ports.rng.token()
+            self._meta["began"] = round(self.ports.clock.wall(), 3)
             for note in ("stopping", "unknown_main"):
                 self._meta.pop(note, None)
             self._handle.remember(self._meta)
@@ -781,6 +786,9 @@ class UnitManager(Actor):
             notes["stopping"] = outcome
         elif service_.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and stopping and not stopping.get("cleaned"):
             notes["stopping"] = {**outcome, "exit": ended, "cleaned": True}  # nor ExecStopPost
+        if service_.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART) and self._meta.get("began"):
+            run = [self._meta["began"], round(self.since, 3), service_.result, str(how) if how is not None else ""]
+            notes |= {"began": 0, "runs": [*self._meta.get("runs", []), run][-RUNS_KEPT:]}
         if self._meta and any(self._meta.get(name) != note for name, note in notes.items()):
             self._meta |= notes
             self._handle.remember(self._meta)
@@ -812,6 +820,8 @@ class UnitManager(Actor):
             out["last_exit"] = str(service_.last_exit)
         if service_ is not None and service_.status:
             out["status"] = service_.status
+        if self._meta.get("runs"):
+            out["runs"] = self._meta["runs"]
         if self._problem:
             out["problem"] = self._problem
         if self.health.status == "failing":

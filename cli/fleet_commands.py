@@ -337,17 +337,39 @@ def unit_cat(session: Session, name: str) -> None:
 @as_json_option
 @pass_session
 def unit_status(session: Session, name: str, as_json: bool) -> None:
-    """A unit, why it is so, and its last log lines."""
+    """A unit, why it is so, its processes, what happened to it, and its last log lines."""
     status = session.ask("unit.status", unit=name)
     if as_json:
         print_json(status["rows"])
     else:
         show.table(show.with_age(status["rows"]), show.UNIT_COLUMNS)
         click.echo(f"why: {status['why']['reason']}")
+        if status["processes"]:
+            show.table([show.process_cells(row) for row in status["processes"]], show.PROCESS_COLUMNS)
+        if status["history"]:
+            show.table(_with_times(status["history"][-5:]), show.HISTORY_COLUMNS)
         for moment, text, _ in status["log"]:
             click.echo(_log_line({"time": moment, "text": text}))
     if not any(row["active"] == "active" for row in status["rows"]):
         raise SystemExit(FAILED)
+
+
+@unit.command("history")
+@click.argument("name")
+@as_json_option
+@pass_session
+def unit_history(session: Session, name: str, as_json: bool) -> None:
+    """What happened to a unit: its last runs where it is, how they ended, and its moves between machines."""
+    rows = session.ask("unit.history", unit=name)
+    print_json(rows) if as_json else show.table(_with_times(rows), show.HISTORY_COLUMNS)
+
+
+def _with_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "at": _stamp(row["time"])} for row in rows]
+
+
+def _stamp(moment: float) -> str:
+    return time.strftime("%b %d %H:%M:%S", time.localtime(moment))
 
 
 @unit.command("reload")
@@ -460,6 +482,6 @@ def _moment(text: str) -> float:
 
 
 def _log_line(line: dict[str, Any], many: bool = False) -> str:
-    stamp = time.strftime("%b %d %H:%M:%S", time.localtime(line["time"]))
+    stamp = _stamp(line["time"])
     return f"{stamp} {line['unit']} {line['text']}" if many else f"{stamp} {line['text']}"
 

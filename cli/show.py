@@ -93,7 +93,27 @@ ACTOR_COLUMNS = [
     ("RESTARTS", "restarts"), ("STATE", "state"),
 ]  # fmt: skip
 FILE_COLUMNS = [("UNIT", "unit"), ("HASH", "short"), ("DESIRED", "desired"), ("MACHINES", "machines")]
+PROCESS_COLUMNS = [
+    ("MACHINE", "machine"), ("PID", "pid"), ("MEMORY", "memory"), ("CPU", "cpu"), ("PROCESS", "process"),
+]  # fmt: skip
+HISTORY_COLUMNS = [("TIME", "at"), ("MACHINE", "machine"), ("EVENT", "event"), ("DETAIL", "detail")]
 KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
+
+
+def size(count: int) -> str:
+    """512 B, 3.2 MiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def process_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A process for people: its place in the tree shown by how far it is moved in."""
+    indent = "  " * (row["depth"] - 1) + "└ " if row["depth"] else ""
+    return {**row, "memory": size(row["memory_bytes"]), "cpu": f"{row['cpu_s']:.1f}s", "process": indent + row["command"]}
 
 
 def with_age(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

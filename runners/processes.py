@@ -25,7 +25,7 @@ from typing import Any
 
 from fleet import environment, spec
 
-from . import conditions, logs
+from . import conditions, logs, proc
 from .sessions import ProcessSession, Session
 from .shim.facts import BUSY, LEASE, boottime
 
@@ -329,6 +329,11 @@ class Processes:
         """
         future = self.loop.run_in_executor(None, conditions.first_unmet, wanted, host)
         future.add_done_callback(lambda seen: None if seen.cancelled() else done(seen.result()))
+
+    def running(self, unit: str, container: int, done: Callable[[list[dict[str, Any]]], None]) -> None:
+        """What a unit runs, as a tree in its order; ``container``: its first process, if it is one.  In a thread."""
+        future = self.loop.run_in_executor(None, proc.tree_of, self.folder(unit), container)
+        future.add_done_callback(lambda rows: None if rows.cancelled() else done(rows.result()))
 
     def read_log(
         self, unit: str, lines: int, after: str, since: float, done: Callable[[logs.Page], None]

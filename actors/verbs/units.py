@@ -14,7 +14,7 @@ from fleet.dependencies import Graph, is_over
 from fleet.placement import Candidate, Placements
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, TIMERS, UNITS
+from ..brain_client import ALIVE, MOVES, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..raft_messages import Query
 from ..unit_messages import Reload
@@ -26,6 +26,8 @@ UNITS_MAX, EDIT_BATCH = 10_000, 100
 EDIT_TRIES = 10
 #: Logs (of a unit on a machine) that one command may show.
 LOG_SOURCES_MAX = 200
+#: Questions to machines that one look at a unit may ask.
+STATUS_SOURCES_MAX = 40
 #: A step of a transaction for each unit that an edit changes.
 Edits = dict[str, list[Any]]
 
@@ -388,21 +390,78 @@ def _row(
 
 @verb("unit.status")
 def _unit_status(control: Control, args: dict[str, Any]) -> Promise:
-    """Rows of a unit with why it is so and its last log lines."""
+    """Rows of a unit with why it is so, what happened to it, its processes, and its last log lines."""
     promise = Promise()
     unit = _known_unit(control, args)
     rows = _rows(control, [unit])
-    status = {"unit": unit, "rows": rows, "why": _why(control, unit), "log": []}
-    machines = [m for (u, m) in control.states() if u == unit]
-    if not machines:
+    lines: list[Any] = []
+    processes: list[dict[str, Any]] = []
+    status = {"unit": unit, "rows": rows, "why": _why(control, unit), "history": _history(control, unit),
+              "processes": processes, "log": lines}  # fmt: skip
+    asked = [(m, verb_) for (u, m) in control.states() if u == unit for verb_ in ("host.log", "host.processes")]
+    left = len(asked[:STATUS_SOURCES_MAX])
+
+    def one(machine: str, verb_: str) -> None:
+        def done(value: Any) -> None:
+            nonlocal left
+            left -= 1
+            if value is not None and verb_ == "host.log":
+                lines[:] = sorted([*lines, *value["lines"]])[-10:]
+            elif value:
+                processes.extend({"machine": control.machine_name(machine), **row} for row in value)
+            if not left:
+                promise.reply(status)
+
+        inner = Promise()
+        inner.bind(Then(done, lambda error: done(None)))
+        control.on(machine, Command(verb_, {"unit": unit, "lines": 10}), inner)
+
+    if not left:
         promise.reply(status)
-        return promise
-    logs = Promise()
-    logs.bind(Then(lambda value: promise.reply({**status, "log": value["lines"]}),
-                    lambda error: promise.reply(status)))  # fmt: skip
-    control.on(machines[0], Command("host.log", {"unit": unit, "lines": 10}), logs)
+    for machine, verb_ in asked[:STATUS_SOURCES_MAX]:
+        one(machine, verb_)
     return promise
 
+
+@verb("host.processes")
+def _host_processes(control: Control, args: dict[str, Any]) -> Promise:
+    """What a unit runs on this machine."""
+    promise = Promise()
+    inbox = control.actor_inbox
+    unit = str(args["unit"])
+    state = next((s for (u, m), s in control.states().items() if (u, m) == (unit, control.machine)), {})
+
+    def done(rows: list[dict[str, Any]]) -> None:
+        inbox.post(lambda: promise.reply(rows))
+
+    control.ports.processes.running(unit, state.get("pid", 0) if state.get("container") else 0, done)
+    return promise
+
+
+@verb("unit.history")
+def _unit_history(control: Control, args: dict[str, Any]) -> Any:
+    return _history(control, _known_unit(control, args))
+
+
+def _history(control: Control, unit: str) -> list[dict[str, Any]]:
+    """What happened to a unit, oldest first: its runs where it is now, and how it came there."""
+    rows = []
+    for (name, machine), state in control.states().items():
+        if name != unit:
+            continue
+        where = control.machine_name(machine)
+        for began, ended, result, how in state.get("runs", []):
+            rows.append({"time": began, "machine": where, "event": "started", "detail": ""})
+            rows.append({"time": ended, "machine": where, "event": "ended",
+                         "detail": f"{result}, {how}" if how else result})  # fmt: skip
+        event = {"active": "started", "failed": "failed", "inactive": "at rest"}.get(state["active"], state["active"])
+        if event == "started" or not state.get("runs"):
+            rows.append({"time": state["since"], "machine": where, "event": event, "detail": ""})
+    item = control.items(MOVES).get(MOVES + unit.encode())
+    for moment, source, target, why in json.loads(item.value) if item is not None else ():
+        detail = f"to {control.machine_name(target)}: {why}" if target else why
+        rows.append({"time": moment, "machine": control.machine_name(source), "event": "left", "detail": detail})
+    return sorted(rows, key=lambda row: (row["time"], row["event"] != "ended"))
 
 
 def _known_unit(control: Control, args: dict[str, Any]) -> str:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from runners import logs, shim
+from runners import logs
+from runners.shim.log import Log
 
 
 @pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> shim.Log:
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
     """A log as a shim writes it, that is rotated soon."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shim, "LOG_BYTES_MAX", 2000)
-    return shim.Log("log")
+    monkeypatch.setattr("runners.shim.log.LOG_BYTES_MAX", 2000)
+    return Log("log")
 
 
 def texts(page: logs.Page) -> list[str]:
@@ -24,7 +25,7 @@ def texts(page: logs.Page) -> list[str]:
     return [line.text for line in page.lines]
 
 
-def test_the_last_lines_come_from_older_files_too(log: shim.Log, tmp_path: Path) -> None:
+def test_the_last_lines_come_from_older_files_too(log: Log, tmp_path: Path) -> None:
     """As many as are asked for, in order, however often it was rotated."""
     for number in range(100):
         log.feed(b"line %d\n" % number)
@@ -33,7 +34,7 @@ def test_the_last_lines_come_from_older_files_too(log: shim.Log, tmp_path: Path)
     assert texts(logs.last(tmp_path, 0)) == []
 
 
-def test_who_follows_loses_nothing_and_sees_nothing_twice(log: shim.Log, tmp_path: Path) -> None:
+def test_who_follows_loses_nothing_and_sees_nothing_twice(log: Log, tmp_path: Path) -> None:
     """Also across rotations, and a line that is not complete is left for later."""
     seen: list[str] = []
     position = logs.last(tmp_path, 0).position
@@ -50,7 +51,7 @@ def test_who_follows_loses_nothing_and_sees_nothing_twice(log: shim.Log, tmp_pat
     assert seen == [*(f"line {n}" for n in range(200)), "half and half"]
 
 
-def test_a_reader_who_was_away_for_too_long_gets_what_there_is(log: shim.Log, tmp_path: Path) -> None:
+def test_a_reader_who_was_away_for_too_long_gets_what_there_is(log: Log, tmp_path: Path) -> None:
     """Its file is gone: it goes on with the oldest that is kept."""
     log.feed(b"first\n")
     position = logs.last(tmp_path, 1).position
@@ -61,7 +62,7 @@ def test_a_reader_who_was_away_for_too_long_gets_what_there_is(log: shim.Log, tm
     assert texts(logs.following(tmp_path, "nonsense")) == found
 
 
-def test_one_page_is_bounded(log: shim.Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_page_is_bounded(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest comes with the next."""
     monkeypatch.setattr(logs, "BYTES_MAX", 500)
     for number in range(60):
@@ -77,7 +78,7 @@ def test_one_page_is_bounded(log: shim.Log, tmp_path: Path, monkeypatch: pytest.
     assert seen == [f"line {n}" for n in range(60)]
 
 
-def test_lines_know_their_time_and_their_run(log: shim.Log, tmp_path: Path) -> None:
+def test_lines_know_their_time_and_their_run(log: Log, tmp_path: Path) -> None:
     """What was written before a moment can be left out."""
     shim.Shim.note_run("one")
     log.feed(b"a\n")

@@ -625,3 +625,34 @@ def test_machine_of_and_metadata(cluster: Cluster) -> None:
     assert "zone=z: it is a" in why["machines"]["m1"]
     cluster.ok("unit", "unload", "lead")
     wait_until("the follower to leave with it", lambda: cluster.row("follow")["machine"] == "")
+
+
+# -- what an operator sees -------------------------------------------------------------------------
+
+
+def test_status_shows_processes_and_history(cluster: Cluster) -> None:
+    """The tree with memory and time; each run with how it ended; the move from a machine that was lost."""
+    script = "sleep 300 & wait"
+    cluster.submit("tree.service", _service(f"ExecStart=/bin/sh -c '{script}'", "Restart=always", "RestartSec=50ms"))
+    cluster.start("tree")
+    before = _pid(cluster, "tree.service")
+    shown = cluster.ok("unit", "status", "tree")
+    assert f"sh -c {script}" in shown and "└ sleep 300" in shown and "MiB" in shown, shown
+    os.kill(before, signal.SIGKILL)
+    wait_until("it runs again", lambda: _pid(cluster, "tree.service") != before)
+
+    def events() -> list[list[str]]:
+        return [[row["event"], row["detail"]] for row in cluster.json("unit", "history", "tree")]
+
+    wanted = [["started", ""], ["ended", "signal, SIGKILL"], ["started", ""]]
+    wait_until("its history", lambda: events() == wanted)
+    [row] = cluster.rows("tree.service")
+    cluster.local("kill", row["machine"])
+    try:
+        wait_until("it moved", lambda: cluster.row("tree.service")["machine"] not in ("", row["machine"])
+                   and cluster.row("tree.service")["active"] == "active")  # fmt: skip
+        left = [r for r in cluster.json("unit", "history", "tree") if r["event"] == "left"]
+        assert [(r["machine"], "its machine was lost" in r["detail"]) for r in left] == [(row["machine"], True)]
+    finally:
+        cluster.local("boot", row["machine"])
+        cluster.await_ready("m1", "m2", "m3")
