@@ -10,6 +10,7 @@ import pytest
 
 from runners import logs
 from runners.shim.log import Log
+from runners.shim.shim import Shim
 
 
 @pytest.fixture
@@ -80,12 +81,12 @@ def test_one_page_is_bounded(log: Log, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_lines_know_their_time_and_their_run(log: Log, tmp_path: Path) -> None:
     """What was written before a moment can be left out."""
-    shim.Shim.note_run("one")
+    Shim.note_run("one")
     log.feed(b"a\n")
     between = time.time()
     while time.time() == between:
         pass
-    shim.Shim.note_run("two")
+    Shim.note_run("two")
     log.feed(b"b\n")
     found = logs.last(tmp_path, 10).lines
     assert [(line.text, line.invocation) for line in found] == [("a", "one"), ("b", "two")]
