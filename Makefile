@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 SEEDS ?= 500
 ONCE ?=
-PICTURE_DIR ?= .argosy/demo
+ENGINE ?=
+PICTURE_DIR ?= .argosy/demo$(if $(ENGINE),-containers)
 PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -27,13 +28,13 @@ $(TEST_STAMP): pyproject.toml | $(VENV)/bin/python
 
 # Debian packages: installed when missing and allowed; otherwise the demo says what it uses instead.
 debian-demo:
-	@deploy/debian-packages haproxy || true
+	@deploy/debian-packages haproxy $(if $(ENGINE),docker.io busybox-static iptables iproute2) || true
 
 debian-test:
 	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2 docker.io busybox-static iptables systemd
 
 demo: $(STAMP) debian-demo
-	$(BIN)/argosy demo --dir $(PICTURE_DIR) $(if $(ONCE),--once)
+	$(BIN)/argosy demo --dir $(PICTURE_DIR) $(if $(ONCE),--once) $(if $(ENGINE),--engine $(ENGINE))
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .

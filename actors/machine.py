@@ -55,6 +55,7 @@ class Identity:
     metadata: dict[str, str]
     role: str
     version: str
+    container_endpoint: str = ""  # HTTP door at the address of the engine's bridge
 
 
 class Machine(BrainActor):
@@ -66,7 +67,8 @@ class Machine(BrainActor):
         self._ports = ports
         self._boot_id = ports.processes.boot_id
         self._here = Here(
-            identity.id, identity.name, identity.host, self._boot_id, identity.endpoint
+            identity.id, identity.name, identity.host, self._boot_id, identity.endpoint,
+            identity.container_endpoint,
         )
         self._prefix = PLACES + identity.id.encode() + b"/"
         self._states_prefix = STATES + identity.id.encode() + b"/"

@@ -734,13 +734,14 @@ class UnitManager(Actor):
     def environment(self, spec: UnitSpec) -> dict[str, str]:
         """systemd's environment for a service, and what Argosy adds (docs/units.md)."""
         assert self.placement is not None
-        processes = self.ports.processes
+        processes, here = self.ports.processes, self._here
+        endpoint = here.container_endpoint if spec.container is not None else ""
         out = {
             **execution.variables(spec),
             "INVOCATION_ID": str(self._meta.get("invocation", "")),
-            "ARGOSY_MACHINE": self._here.name,
+            "ARGOSY_MACHINE": here.name,
             "ARGOSY_UNIT": self.unit,
-            "ARGOSY_ENDPOINT": self._here.endpoint,
+            "ARGOSY_ENDPOINT": endpoint or here.endpoint,
             "ARGOSY_FENCE": str(self.placement.fence),
         }
         for position, (name, port) in enumerate(self._meta.get("ports", {}).items()):

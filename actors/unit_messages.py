@@ -27,6 +27,7 @@ class Here:
     host: str  # the address it is announced with
     boot_id: str
     endpoint: str  # the machine's HTTP door
+    container_endpoint: str = ""  # the one that containers reach, if there is another
 
 
 @dataclass(frozen=True, slots=True)

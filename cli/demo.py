@@ -20,6 +20,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 
+from . import engine as containers
 from . import local, show
 from .local_commands import await_cluster, detach_watcher
 from .session import Session
@@ -168,22 +169,44 @@ class Stage:
         raise DemoFailed(f"{what}: not within {seconds:g} s (last seen: {last})")
 
 
-def run(folder: Path, offset: int, once: bool) -> int:
-    """Play it; returns the exit status."""
+def run(folder: Path, offset: int, once: bool, engine: str = "") -> int:
+    """Play it, in containers if there is an ``engine`` (see :func:`cli.engine.find`); the exit status."""
+    if not engine:
+        return _run(folder, offset, once, "")
+    started: containers.Engine | None = None
+    try:
+        url, started = containers.find(engine, folder.with_name(folder.name + "-engine"))
+        containers.make_image(url, picture() / "containers" / "image")
+        try:
+            return _run(folder, offset, once, url)
+        finally:
+            containers.remove_containers(url, local.cluster_of(folder))
+    except (containers.EngineError, DemoFailed) as error:
+        print(f"argosy: demo failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if started is not None:
+            started.end()
+
+
+def _run(folder: Path, offset: int, once: bool, engine: str) -> int:
     session = Session(str(folder / "context.toml"), "", 60.0)
     try:
-        local.create(folder, MACHINES, offset)
+        local.create(folder, MACHINES, offset, engine)
         local.make_default(folder)
         for home in local.homes(folder):
             (home / "off").unlink(missing_ok=True)
         detach_watcher(folder)
         await_cluster(session, MACHINES)
         with Stage(session) as stage:
-            _play(stage, session, folder, offset)
+            _play(stage, session, folder, engine)
     except (DemoFailed, local.LocalError) as error:
         print(f"argosy: demo failed: {error}", file=sys.stderr)
         _down(folder)
         return 1
+    except SystemExit:  # a command that failed has said why
+        _down(folder)
+        raise
     except KeyboardInterrupt:
         _down(folder)
         return 130
@@ -218,11 +241,13 @@ def _stay(session: Session, folder: Path, offset: int) -> None:
         _down(folder)
 
 
-def _play(stage: Stage, session: Session, folder: Path, offset: int) -> None:
+def _play(stage: Stage, session: Session, folder: Path, engine: str) -> None:
     stage.say(f"{MACHINES} machines are up; leader is {session.ask('cluster.status')['leader']}")
-    if not shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin"):
+    if engine:
+        stage.say(f"everything runs in containers, in the engine at {engine}")
+    elif not shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin"):
         stage.say("HAProxy is not installed: a small proxy among the examples takes its place")
-    _submit(stage, session)
+    _submit(stage, session, bool(engine))
     session.ask("kv.put", key="/config/db", value="db-1.example:5432")
     ports = _lb_ports(session)
     stage.await_("the page", lambda: all(fetch(p)["database"] == "db-1.example:5432" for p in ports), 20)
@@ -240,23 +265,23 @@ def _play(stage: Stage, session: Session, folder: Path, offset: int) -> None:
     if client.failed:
         raise DemoFailed(f"{client.failed} of {client.good + client.failed} requests failed: {client.last_error}")
     stage.say(f"{client.good} requests, not one failed (slowest {client.slowest_s * 1000:.0f} ms)")
-    del offset
 
 
-def _submit(stage: Stage, session: Session) -> None:
+def _submit(stage: Stage, session: Session, in_containers: bool) -> None:
     """Submit the unit files as an installer would: with its own paths in place."""
     here = picture()
     places = {
         "@PICTURE@": str(here),
+        "@IMAGE@": containers.IMAGE,
         "@PYTHON@": sys.executable,
         "@PATH@": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     files = []
-    for name in ("api@.service", "lb@.service"):
+    for name in ("containers/api@.container", "containers/lb@.container") if in_containers else ("api@.service", "lb@.service"):
         content = (here / name).read_text()
         for mark, value in places.items():
             content = content.replace(mark, value)
-        files.append({"name": name, "content": content, "path": str(here / name)})
+        files.append({"name": Path(name).name, "content": content, "path": str(here / name)})
     session.ask("unit.submit", files=files, replace=True)
     begun = time.monotonic()
     session.ask("unit.start", 70.0, units=APIS, within=60.0)

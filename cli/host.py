@@ -132,6 +132,12 @@ def check_doors(config: HostConfig) -> list[tuple[str, int]]:
     return doors
 
 
+def _container_endpoint(config: HostConfig, doors: list[tuple[str, int]]) -> str:
+    """The door on the engine's bridge: loopback inside a container is the container's own."""
+    bridged = [door for text, door in zip(config.client, doors, strict=True) if text.startswith("docker0:")]
+    return f"http://{bridged[0][0]}:{bridged[0][1]}" if bridged else ""
+
+
 # -- joining and founding --------------------------------------------------------------------
 
 
@@ -305,6 +311,7 @@ class Host:
             membership.machine, config.name, config.transport,
             f"http://{doors[0][0]}:{doors[0][1]}" if doors else "",
             config.advertise or resolve(config.transport)[0], dict(config.metadata), config.role, VERSION,
+            _container_endpoint(config, doors),
         )  # fmt: skip
         return boot(
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings

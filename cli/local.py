@@ -37,8 +37,11 @@ def default_context() -> Path:
     return Path(base) / "argosy" / "context.toml"
 
 
-def create(folder: Path, machines: int, offset: int) -> None:
-    """Lay out a new cluster's directories; an existing one is left as it is."""
+def create(folder: Path, machines: int, offset: int, engine: str = "") -> None:
+    """Lay out a new cluster's directories; an existing one is left as it is.
+
+    ``engine``: where its containers run; they reach the brain at the engine's bridge.
+    """
     if not 1 <= machines <= MACHINES_MAX:
         raise LocalError(f"--machines: 1 to {MACHINES_MAX}, not {machines}")
     if not 0 <= offset <= 50_000:
@@ -71,11 +74,17 @@ def create(folder: Path, machines: int, offset: int) -> None:
         (home / "host.toml").write_text(
             f'name = "m{n}"\ndata-dir = {json.dumps(str(home))}\n'
             f'transport = "127.0.0.1:{TRANSPORT + n + offset}"\n'
-            f'client = ["127.0.0.1:{HTTP + n + offset}"]\n'
+            + _doors(HTTP + n + offset, engine)
         )
     endpoints = [members[ids[n]][1] for n in ids]
     write_context(folder, endpoints, authority, key)
     tls.write_private(marker, json.dumps({"machines": machines, "offset": offset, "cluster": cluster}).encode())
+
+
+def _doors(port: int, engine: str) -> str:
+    if not engine:
+        return f'client = ["127.0.0.1:{port}"]\n'
+    return f'client = ["127.0.0.1:{port}", "docker0:{port}"]\nengine = {json.dumps(engine)}\n'
 
 
 def make_default(folder: Path) -> bool:
@@ -95,6 +104,11 @@ def homes(folder: Path) -> list[Path]:
         raise LocalError(f"{folder} holds no local cluster; 'argosy up --dir {folder}' makes one")
     count = json.loads(marker.read_text())["machines"]
     return [folder / f"m{n}" for n in range(1, count + 1)]
+
+
+def cluster_of(folder: Path) -> str:
+    """The id of the cluster in a directory."""
+    return str(json.loads((folder / "cluster.json").read_text())["cluster"])
 
 
 def home_of(folder: Path, machine: str) -> Path:

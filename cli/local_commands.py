@@ -183,8 +183,9 @@ def version() -> None:
 @directory
 @click.option("--port-offset", "offset", default=0, show_default=True)
 @click.option("--once", is_flag=True, help="Stop everything at the end.")
-def demo(folder: str, offset: int, once: bool) -> None:
+@click.option("--engine", default="", help="Run it in containers: 'docker', or the address of an engine.")
+def demo(folder: str, offset: int, once: bool, engine: str) -> None:
     """The founding picture: load balancers, API servers, and the loss of a machine."""
     from .demo import run
 
-    raise SystemExit(run(Path(folder).absolute(), offset, once))
+    raise SystemExit(run(Path(folder).absolute(), offset, once, engine))
