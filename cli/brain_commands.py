@@ -110,6 +110,29 @@ def kv_watch(
         sys.stdout.flush()
 
 
+@kv.command("watch-exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--prefix", is_flag=True, help="Every key that starts with KEY.")
+@click.option("--revision", default=0, help="From this revision on.")
+@click.option("--count", default=0, help="End after so many changes.")
+@click.argument("key")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@pass_session
+def kv_watch_exec(
+    session: Session, prefix: bool, revision: int, count: int, key: str, command: tuple[str, ...]
+) -> None:
+    """Run a command for each change of a key, in order: KEY -- CMD.
+
+    It finds the change in ETCD_WATCH_EVENT_TYPE (PUT, DELETE), ETCD_WATCH_KEY, ETCD_WATCH_VALUE
+    and ETCD_WATCH_REVISION.  Inside a unit the machine's HTTP door is asked.
+    """
+    from . import watch
+
+    words = list(command[1:] if command[:1] == ("--",) else command)
+    if not words:
+        die("name a command after --", USAGE)
+    raise SystemExit(watch.run(session, key, prefix, revision, count, words))
+
+
 @kv.command("render")
 @click.argument("template", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(dir_okay=False))

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import jinja2
@@ -34,12 +34,24 @@ POLL_S, RETRY_S = 20.0, 0.3
 OLDER_S_MAX = 10.0
 
 
+#: The v2 error for a history that was cut off.
+_CLEARED = 401
+
+
 class SourceError(Exception):
-    """The brain could not be asked; it is tried again."""
+    """The brain could not be asked; it is tried again, unless that cannot help (``is_final``)."""
+
+    def __init__(self, text: str, is_final: bool = False) -> None:
+        super().__init__(text)
+        self.is_final = is_final
 
 
 class RenderError(Exception):
     """The file is left as it is; the text says why."""
+
+
+#: The last revision looked at, and what changed.
+Changes: TypeAlias = tuple[int, list[dict[str, Any]]]
 
 
 class HttpKeys:
@@ -84,6 +96,26 @@ class HttpKeys:
             raise
 
 
+    def changes(self, key: str, prefix: bool, revision: int) -> Changes:
+        """(last revision looked at, changes) from a revision on; waits a while for one."""
+        path = f"/v2/keys{quote(key.rstrip('/'))}?wait=true&recursive={str(prefix).lower()}&waitIndex={revision}"
+        try:
+            status, body, index = self._get(path, POLL_S)
+        except SourceError as error:
+            if "timed out" in str(error):
+                return revision - 1, []
+            raise
+        if status == 400 and body.get("errorCode") == _CLEARED:
+            raise SourceError(f"changes from {revision} on are kept no more; the brain is at {index}", is_final=True)
+        if status != 200:
+            raise SourceError(f"HTTP {status}")
+        node = body["node"]
+        deleted = body["action"] in ("delete", "expire", "compareAndDelete")
+        change = {"type": "delete" if deleted else "put", "key": node["key"], "value": node.get("value"),
+                  "mod_revision": node["modifiedIndex"]}  # fmt: skip
+        return node["modifiedIndex"], [change]
+
+
 def _flatten(node: dict[str, Any], out: dict[str, str]) -> None:
     if not node.get("dir"):
         out[node["key"]] = node["value"]
@@ -101,7 +133,7 @@ class TransportKeys:
         try:
             return self._session.try_ask(verb, timeout, **args)
         except (RemoteError, ClientTimeout, UnreachableError) as error:
-            raise SourceError(str(error)) from None
+            raise SourceError(str(error), getattr(error, "code", "") == "compacted") from None
 
     def list(self, prefix: str) -> tuple[int, dict[str, str]]:
         """(revision, values by key) below a prefix."""
@@ -114,6 +146,12 @@ class TransportKeys:
             "kv.watch", POLL_S + 5, key=prefix, prefix=True, revision=after + 1, wait=POLL_S
         )
         return bool(answer["events"])
+
+
+    def changes(self, key: str, prefix: bool, revision: int) -> Changes:
+        """(last revision looked at, changes) from a revision on; waits a while for one."""
+        answer = self._ask("kv.watch", POLL_S + 5, key=key, prefix=prefix, revision=revision, wait=POLL_S)
+        return max(answer["revision"], revision - 1), answer["events"]
 
 
 class Renderer:
