@@ -324,6 +324,8 @@ class _View:
         self.known = Known(pictures[UNITS].items)
         self.units: dict[str, dict[str, Any]] = {unit: record for unit, (record, _) in self.known.items()}
         self.specs = {unit: spec_of(unit, wanted) for unit, wanted in self.units.items()}
+        if self.known.aliases:
+            self.specs = {unit: spec and self.known.by_own_names(spec) for unit, spec in self.specs.items()}
         self.alive: dict[str, Item] = {
             key[len(ALIVE) :].decode(): item for key, item in pictures[ALIVE].items.items()
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ class Known(Mapping[str, tuple[dict[str, Any], int]]):
     def __init__(self, items: Mapping[bytes, Item]) -> None:
         self._items = {key[len(UNITS) :].decode(): item for key, item in items.items()}
         self._read: dict[str, tuple[dict[str, Any], int]] = {}
+        self._aliases: dict[str, str] | None = None
 
     def __getitem__(self, unit: str) -> tuple[dict[str, Any], int]:
         if unit not in self._read:
@@ -39,6 +41,38 @@ class Known(Mapping[str, tuple[dict[str, Any], int]]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Other names of units ([Install] Alias=), each with the unit's own."""
+        if self._aliases is None:
+            self._aliases = {}
+            for unit, item in self._items.items():
+                if b"Alias=" in item.value and not unit.endswith(".timer"):
+                    try:
+                        spec = unitfile.load(unit, self[unit][0]["content"])[0]
+                    except ValueError:
+                        continue
+                    self._aliases.update(dict.fromkeys(spec.aliases, unit))
+        return self._aliases
+
+    def canonical(self, unit: str) -> str:
+        """A unit's own name, if it is called by another one; also an instance by another template's."""
+        if unit in self._items or not self.aliases:
+            return unit
+        parsed = names.parse(unit)
+        own = self.aliases.get(unit, "")
+        if not own and parsed.template in self.aliases and parsed.template not in self._items:
+            template = names.parse(self.aliases[parsed.template])
+            own = f"{template.prefix}@{parsed.instance}{template.suffix}"
+        return own or unit
+
+    def by_own_names(self, spec: UnitSpec) -> UnitSpec:
+        """A spec that names other units as they are called themselves."""
+        if not spec.related or not self.aliases:
+            return spec
+        related = {key: [self.canonical(other) for other in others] for key, others in spec.related.items()}
+        return dataclasses.replace(spec, related=related)
+
     def source(self, unit: str) -> str:
         """The unit itself, or the template that it would be made from; empty if there is neither."""
         return next((name for name in (unit, names.parse(unit).template) if name in self._items), "")
@@ -49,7 +83,7 @@ class Known(Mapping[str, tuple[dict[str, Any], int]]):
         if not source or not unit.endswith(".service"):
             return None
         try:
-            return unitfile.load(unit, self[source][0]["content"])[0]
+            return self.by_own_names(unitfile.load(unit, self[source][0]["content"])[0])
         except ValueError:
             return None
 

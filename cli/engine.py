@@ -67,6 +67,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._data = folder / "data"
         # sockets have short paths; and the same each time, for the hosts' configuration names it
         self._run = Path("/run/argosy-demo-" + hashlib.sha256(str(folder).encode()).hexdigest()[:12])
         self._run.mkdir(mode=0o700, exist_ok=True)
@@ -75,7 +76,7 @@ class Engine:
         (folder / "engine.json").write_text("{}")
         with open(folder / "engine.log", "ab") as log:
             self._process = subprocess.Popen(
-                ["dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{self._run}/exec",
+                ["dockerd", "--data-root", str(self._data), "--exec-root", f"{self._run}/exec",
                  "--pidfile", f"{self._run}/engine.pid", "--host", self.url, "--config-file", f"{folder}/engine.json",
                  "--iptables=false", "--ip6tables=false", "--ip-masq=false"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -96,7 +97,7 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        left = [["umount", f"{self._run}/exec/netns/default"]]
+        left = [["umount", f"{self._run}/exec/netns/default"], ["umount", str(self._data)]]
         if not self._had_bridge:
             left.append(["ip", "link", "delete", "docker0"])
         for command in left:

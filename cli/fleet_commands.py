@@ -14,7 +14,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from fleet import syntax, unitfile
+from fleet import dropins, syntax, unitfile
 
 from . import show
 from .options import as_json_option, pass_session, watch_option
@@ -241,7 +241,12 @@ def unit_verify(files: tuple[str, ...], as_json: bool) -> None:
     found = []
     for path in files:
         file = _read(path)
-        problems, notes = unitfile.verify(file["name"], file["content"], path)
+        parts = [(part["path"], part["content"]) for part in file["dropins"]]
+        try:
+            whole, origins = dropins.merge(path, file["content"], parts)
+            problems, notes = unitfile.verify(file["name"], whole, path, origins)
+        except syntax.UnitFileError as error:
+            problems, notes = error.problems, []
         found.append({
             "file": path, "accepted": not problems, "problems": [asdict(problem) for problem in problems],
             "notes": notes,
@@ -259,9 +264,18 @@ def unit_verify(files: tuple[str, ...], as_json: bool) -> None:
         raise SystemExit(USAGE)
 
 
-def _read(path: str) -> dict[str, str]:
+def _read(path: str) -> dict[str, Any]:
+    """A unit file, and its drop-ins in ``PATH.d``."""
+    parts = sorted(Path(f"{path}.d").glob("*.conf"))
+    return {
+        "name": Path(path).name, "content": _text(path), "path": path,
+        "dropins": [{"path": str(part), "content": _text(str(part))} for part in parts],
+    }  # fmt: skip
+
+
+def _text(path: str) -> str:
     try:
-        return {"name": Path(path).name, "content": Path(path).read_text(), "path": path}
+        return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
         die(f"{path}: {reason}", USAGE)

@@ -84,7 +84,7 @@ IGNORED: dict[str, dict[str, str]] = {
         "BusName": "there is no bus here",
     },
     "Install": dict.fromkeys(
-        ("WantedBy", "RequiredBy", "UpheldBy", "Also", "Alias", "DefaultInstance"),
+        ("WantedBy", "RequiredBy", "UpheldBy", "Also", "DefaultInstance"),
         "a unit is started by the cluster, not by enabling it",
     ),
 }  # fmt: skip
@@ -137,6 +137,22 @@ def integer(value: str, low: int, high: int, base: int = 10) -> int:
 
 def _number(attribute: str, low: int, high: int, base: int = 10) -> Handler:
     return _parsed(attribute, lambda value: integer(value, low, high, base))
+
+
+def _alias(loader: Loader, value: str) -> None:
+    """Other names of the unit; a template's are templates, an instance's follow from them (systemd.unit(5))."""
+    if not value.strip():
+        loader.spec.aliases.clear()
+    for word in value.split():
+        alias = names.parse(loader.expand(word) if loader.name.instance or "%" not in word else word.replace("%i", "x"))
+        if alias.suffix != loader.name.suffix:
+            raise ValueError(f"{word}: the alias of a {loader.name.suffix} ends in {loader.name.suffix}, too")
+        if loader.name.is_template and not alias.is_template and "%" not in word and not alias.instance:
+            raise ValueError(f"{word}: the alias of a template is a template, like {alias.prefix}@{alias.suffix}")
+        if "%" in word and not loader.name.instance:
+            continue  # of its instances
+        if alias.full != loader.name.full and not (loader.name.instance and alias.is_template):
+            loader.spec.aliases.append(alias.full)
 
 
 def _relation(key: str) -> Handler:
@@ -568,7 +584,7 @@ KEYS: dict[str, dict[str, Handler]] = {
         "TasksMax": _resource("tasks_max", _tasks_max),
         **{f"Limit{name}": _rlimit(name) for name in LIMITS},
     },
-    "Install": {},
+    "Install": {"Alias": _alias},
     "X-Fleet": {
         "MachineID": _machine_id,
         "MachineOf": _machine_of,

@@ -118,6 +118,8 @@ class UnitSpec:
     conditions: list[Condition] = field(default_factory=list)
     #: what other units are to it, by the key of [Unit]: After, Requires, ...
     related: dict[str, list[str]] = field(default_factory=dict)
+    #: other names of the unit; of a template, other templates
+    aliases: list[str] = field(default_factory=list)
     # [Service]: its life
     type: str = "simple"
     remain_after_exit: bool = False

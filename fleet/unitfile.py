@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import container, names, syntax, timer
+from .dropins import Origins
 from .keys import IGNORED, KEYS
 from .spec import HealthCheck, UnitSpec
 from .syntax import Problem, Setting, UnitFileError
@@ -54,42 +55,51 @@ def load_timer(unit: str, text: str) -> TimerSpec:
     return loader.spec
 
 
-def check(unit: str, text: str, file: str = "") -> list[str]:
-    """What is accepted and without effect in a file of any kind; raises as :func:`load` does."""
-    loader = _loaded(unit, text, None, file)
+def check(unit: str, text: str, file: str = "", origins: Origins | None = None) -> list[str]:
+    """What is accepted and without effect in a file of any kind; raises as :func:`load` does.
+
+    ``origins``: of which files the text was put together, for whoever reads what is said.
+    """
+    loader = _loaded(unit, text, None, file, origins)
     if loader.problems:
         raise UnitFileError(loader.problems)
     return loader.warnings
 
 
-def verify(unit: str, text: str, file: str = "") -> tuple[list[Problem], list[str]]:
+def verify(
+    unit: str, text: str, file: str = "", origins: Origins | None = None
+) -> tuple[list[Problem], list[str]]:
     """Everything there is to say of a unit file: (problems, what is accepted and without effect)."""
     try:
-        loader = _loaded(unit, text, None, file)
+        loader = _loaded(unit, text, None, file, origins)
     except names.NameError_ as error:
         return [Problem(file or unit, 0, "", str(error))], []
     return loader.problems, loader.warnings + loader.notes
 
 
-def _loaded(unit: str, text: str, machine: Machine | None, file: str) -> Loader:
+def _loaded(
+    unit: str, text: str, machine: Machine | None, file: str, origins: Origins | None = None
+) -> Loader:
     name = names.parse(unit)
-    loader = Loader(name, file or name.full, machine or Machine())
+    loader = Loader(name, file or name.full, machine or Machine(), origins or Origins())
     parsed = syntax.read(loader.file, text)
     loader.problems += parsed.problems
     for setting in parsed.settings:
         loader.take(setting)
     loader.finish()
     loader.problems.sort(key=lambda problem: (problem.line, problem.column))
+    loader.problems = [loader.origins.place(problem) for problem in loader.problems]
     return loader
 
 
 class Loader:
     """Fills a spec from assignments and collects problems."""
 
-    def __init__(self, name: names.UnitName, file: str, machine: Machine) -> None:
+    def __init__(self, name: names.UnitName, file: str, machine: Machine, origins: Origins) -> None:
         self.name = name
         self.file = file
         self.machine = machine
+        self.origins = origins
         self.is_timer = name.suffix == ".timer"
         self.spec: Any = TimerSpec(name) if self.is_timer else UnitSpec(name)
         self._keys = timer.KEYS if self.is_timer else KEYS
@@ -108,11 +118,11 @@ class Loader:
             self._take_container(setting)
             return
         if section == "Quadlet" and not self.is_timer:
-            self.notes.append(f"{self.file}:{setting.line}: [Quadlet] is for podman's generator")
+            self.notes.append(f"{self.at(setting)}: [Quadlet] is for podman's generator")
             return
         if section not in self._keys:
             if section.startswith("X-"):
-                self.warnings.append(f"{self.file}:{setting.line}: [{section}] is not used here")
+                self.warnings.append(f"{self.at(setting)}: [{section}] is not used here")
                 return
             hint = syntax.nearest(section, tuple(self._keys))
             self._complain(setting, f"no section is called [{section}]{hint}")
@@ -133,7 +143,7 @@ class Loader:
         reason = container.IGNORED.get(key)
         take = container.KEYS.get(key)
         if take is None and reason is not None:
-            self.warnings.append(f"{self.file}:{setting.line}: {key}: accepted, and without effect: {reason}")
+            self.warnings.append(f"{self.at(setting)}: {key}: accepted, and without effect: {reason}")
         elif take is None:
             known = {*container.KEYS, *container.IGNORED}
             self._complain(setting, f"unknown key in [Container]{syntax.nearest(key, known)}")
@@ -143,6 +153,11 @@ class Loader:
                 take(self.spec.container, self.expand(setting.value))
             except ValueError as error:
                 self._complain(setting, str(error))
+
+    def at(self, setting: Setting) -> str:
+        """Where a setting is, as ``FILE:LINE``."""
+        file, line = self.origins.of(setting.line)
+        return f"{file or self.file}:{line}"
 
     def expand(self, text: str) -> str:
         """A value with its specifiers replaced."""
@@ -157,7 +172,7 @@ class Loader:
         reason = self._ignored.get(section, {}).get(key)
         if reason is not None or (key.startswith("X-") and section != "X-Fleet"):
             why = reason or "it is not Argosy's"
-            note = f"{self.file}:{setting.line}: {key}: accepted, and without effect: {why}"
+            note = f"{self.at(setting)}: {key}: accepted, and without effect: {why}"
             harmless = section == "Install" or key == "Documentation"
             (self.notes if harmless else self.warnings).append(note)
             return

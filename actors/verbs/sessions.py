@@ -7,9 +7,11 @@ from typing import Any
 from fleet import names
 from kernel.mailbox import Promise
 
+from ..brain_client import UNITS
 from ..control import BadRequest, Command, Control, Failed, Missing, Then, verb
 from ..sessions import WAIT_S_MAX
 from ..unit_messages import Enter, Exchange
+from ..wanted import Known
 
 #: Words of one command, and characters of one of them.
 WORDS_MAX, WORD_CHARS_MAX = 1000, 131_072
@@ -18,7 +20,7 @@ WORDS_MAX, WORD_CHARS_MAX = 1000, 131_072
 @verb("unit.enter")
 def _unit_enter(control: Control, args: dict[str, Any]) -> Promise:
     """Begin a command inside a unit that runs; answers its name, the machine, and the session."""
-    unit = names.parse(str(args["unit"])).full
+    unit = Known(control.items(UNITS)).canonical(names.parse(str(args["unit"])).full)
     running = sorted(m for (u, m), state in control.states().items() if u == unit and state["active"] != "inactive")
     if args.get("machine"):
         running = [m for m in running if m == control.find_machine(str(args["machine"]))]

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from brain.store import Store, prefix_end
-from fleet import dependencies, names, placement, syntax, timer, unitfile
+from fleet import dependencies, dropins, names, placement, syntax, timer, unitfile
 from fleet.dependencies import Graph, is_over
 from fleet.placement import Candidate, Placements
 from kernel.mailbox import Promise
@@ -32,10 +32,11 @@ STATUS_SOURCES_MAX = 40
 Edits = dict[str, list[Any]]
 
 
-def _unit_names(args: dict[str, Any]) -> list[str]:
+def _unit_names(control: Control, args: dict[str, Any]) -> list[str]:
+    known = Known(control.items(UNITS))
     out: list[str] = []
     for pattern in args["units"]:
-        out += [names.parse(name).full for name in names.expand(str(pattern))]
+        out += [known.canonical(names.parse(name).full) for name in names.expand(str(pattern))]
     if not out:
         raise BadRequest("name at least one unit")
     if len(out) > UNITS_MAX:
@@ -52,11 +53,14 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
     files: dict[str, str] = {}
     for file in args["files"]:
         name = names.parse(str(file["name"]))
+        path, content = str(file.get("path", "")), str(file["content"])
+        parts = [(str(part["path"]), str(part["content"])) for part in file.get("dropins") or ()]
         try:
-            heeded += unitfile.check(name.full, str(file["content"]), str(file.get("path", "")))
+            content, origins = dropins.merge(path, content, parts)
+            heeded += unitfile.check(name.full, content, path, origins)
         except syntax.UnitFileError as error:
             problems += error.problems
-        if files.setdefault(name.full, str(file["content"])) != file["content"]:
+        if files.setdefault(name.full, content) != content:
             raise BadRequest(f"{name.full} is given twice, with different content")
     if problems:
         raise syntax.UnitFileError(problems)
@@ -65,6 +69,7 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
 
     def change(known: Known, left: list[str]) -> Edits:
         edits: Edits = {}
+        _refuse_other_names(known, files)
         notes[:] = _refuse_cycles(known, files)
         for unit in left:
             content = files[unit]
@@ -80,22 +85,37 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
                 edits[unit] = ["put", UNITS + unit.encode(), to_json(record)]
         return edits
 
-    def done(_: int) -> None:
+    def done(revision: int) -> None:
         kept = [f"{u} differs from what is stored; --replace takes the new one"
                 for u, verdict in verdicts.items() if verdict == "kept"]  # fmt: skip
-        promise.reply({
+        answer = {
             "units": [{"unit": u, "change": verdict} for u, verdict in verdicts.items()],
             "warnings": heeded + kept + notes,
-        })  # fmt: skip
+        }
+        # what is said to be known is found by the next command here, also by its other names
+        control.wait_for(lambda: answer if control.seen(UNITS) >= revision else None, promise, 6.0,
+                         lambda: "the units are stored, and this host has not seen it yet")  # fmt: skip
 
     _edit(control, list(files), promise, change, done)
     return promise
 
 
+def _refuse_other_names(known: Known, files: dict[str, str]) -> None:
+    """A name is of one unit: its own, or an alias."""
+    taken = {alias: unit for alias, unit in known.aliases.items() if unit not in files}
+    for unit, text in files.items():
+        if unit in taken:
+            raise BadRequest(f"{unit} is another name of {taken[unit]} (Alias=)")
+        for alias in unitfile.load(unit, text)[0].aliases if not _is_timer(unit) else ():
+            owner = taken.setdefault(alias, unit)
+            if alias in known or alias in files or owner != unit:
+                raise BadRequest(f"{unit}: Alias={alias} is {'another name of ' + owner if owner != unit else 'a unit of its own'}")
+
+
 def _refuse_cycles(known: Known, files: dict[str, str]) -> list[str]:
     """Units that wait for each other would wait for ever; what names no unit is only said."""
     stored = known.related()
-    new = {unit: unitfile.load(unit, text)[0] for unit, text in files.items() if not _is_timer(unit)}
+    new = {unit: known.by_own_names(unitfile.load(unit, text)[0]) for unit, text in files.items() if not _is_timer(unit)}
     specs = {**stored, **{unit: spec for unit, spec in new.items() if not spec.name.is_template}}
     for unit in known:
         if unit not in specs and (spec := known.spec(unit)) is not None and any(
@@ -209,7 +229,7 @@ def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) ->
 
     def run(control: Control, args: dict[str, Any]) -> Promise:
         promise = Promise()
-        units = _unit_names(args)
+        units = _unit_names(control, args)
         timeout = float(args.get("within", 60.0))
 
         def committed(revision: int) -> None:
@@ -302,7 +322,7 @@ VERBS["unit.restart"] = _change("restart", "launched", _is_started)
 def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
     """Forget units; what runs is stopped, and gone when this answers."""
     promise = Promise()
-    units = _unit_names(args)
+    units = _unit_names(control, args)
 
     def change(known: Known, left: list[str]) -> Edits:
         missing = [u for u in left if u not in known]
@@ -328,10 +348,9 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
 
 @verb("unit.cat")
 def _unit_cat(control: Control, args: dict[str, Any]) -> Any:
-    unit = names.parse(str(args["unit"])).full
-    record = control.units().get(unit)
+    record = control.wanted(_known_unit(control, args))
     if record is None:
-        raise Missing(f"no unit is called {unit}")
+        raise Missing(f"no unit is called {args['unit']}")
     return record["content"]
 
 
@@ -465,7 +484,7 @@ def _history(control: Control, unit: str) -> list[dict[str, Any]]:
 
 
 def _known_unit(control: Control, args: dict[str, Any]) -> str:
-    unit = names.parse(str(args["unit"])).full
+    unit = Known(control.items(UNITS)).canonical(names.parse(str(args["unit"])).full)
     if unit not in control.units() and not control.states_of(unit):
         raise Missing(f"no unit is called {unit}")
     return unit
@@ -510,11 +529,15 @@ def _unit_logs(control: Control, args: dict[str, Any]) -> Promise:
 
 def _log_sources(control: Control, args: dict[str, Any]) -> list[tuple[str, str]]:
     """(unit, machine) of every log that is meant."""
-    known = set(control.units()) | {unit for unit, _ in control.states()}
+    stored = Known(control.items(UNITS))
+    known = set(stored) | {unit for unit, _ in control.states()}
     only = control.find_machine(str(args["machine"])) if args.get("machine") else ""
     found: list[tuple[str, str]] = []
     for text in args["units"]:
-        units = _matching(known, str(text))
+        name = str(text)
+        if not any(char in name for char in "*?["):
+            name = stored.canonical(names.parse(name).full)
+        units = _matching(known, name)
         for unit in units:
             machines = {m for (u, m) in control.states() if u == unit} or set(control.places().get(unit, []))
             found += [(unit, machine) for machine in sorted({only} if only else machines or {control.machine})]
@@ -559,7 +582,7 @@ def _unit_reload(control: Control, args: dict[str, Any]) -> Promise:
     """Run ExecReload=, or what stands for it, wherever the units run; answers where that is."""
     promise = Promise()
     found = []
-    for unit in _unit_names(args):
+    for unit in _unit_names(control, args):
         machines = [m for (u, m), state in control.states().items() if u == unit and state["active"] == "active"]
         if not machines:
             _known_unit(control, {"unit": unit})

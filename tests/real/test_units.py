@@ -656,3 +656,25 @@ def test_status_shows_processes_and_history(cluster: Cluster) -> None:
     finally:
         cluster.local("boot", row["machine"])
         cluster.await_ready("m1", "m2", "m3")
+
+
+def test_drop_ins_and_other_names(cluster: Cluster, tmp_path: Path) -> None:
+    """A drop-in comes along at submit; a unit answers to its Alias=, also as a dependency of another."""
+    path = cluster.write_unit("main.service", f"[Service]\nExecStart={UNIT} hold\n[Install]\nAlias=other.service\n")
+    folder = path.with_name("main.service.d")
+    folder.mkdir()
+    (folder / "10-more.conf").write_text("[Service]\nExecStart=\nExecStart=/bin/sleep 777\n")
+    (folder / "20-bad.conf").write_text("[Service]\nNoSuchKey=1\n")
+    refused = cluster.argosy("unit", "submit", str(path))
+    assert (refused.returncode, "20-bad.conf:2:11: NoSuchKey" in refused.stderr) == (2, True), refused.stderr
+    (folder / "20-bad.conf").unlink()
+    cluster.ok("unit", "submit", str(path))
+    cluster.submit("user.service", "[Unit]\nRequires=other.service\nAfter=other.service\n[Service]\nExecStart=/bin/sleep 778\n")
+    cluster.start("user")
+    assert cluster.row("main.service")["active"] == "active"
+    assert "sleep 777" in cluster.ok("unit", "status", "other")
+    assert "# main.service.d/10-more.conf" in cluster.ok("unit", "cat", "other")
+    clash = cluster.argosy("unit", "submit", str(cluster.write_unit("other.service", "[Service]\nExecStart=/bin/true\n")))
+    assert "other.service is another name of main.service" in clash.stderr
+    cluster.ok("unit", "stop", "other")
+    assert [cluster.row(u)["active"] for u in ("main.service", "user.service")] == ["inactive", "inactive"]
