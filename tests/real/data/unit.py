@@ -8,11 +8,14 @@ usage: unit.py WORD...
   notify TEXT       say this to NOTIFY_SOCKET (commas separate lines)
   daemon FILE       go on as a daemon, whose process id goes to FILE
   eat MB            take so much memory
+  alone FILE        from here on hold FILE locked; if somebody does, say so in FILE.double
+  count             print numbers from 1 on, fifty a second
   say TEXT | complain TEXT      on standard output, on standard error
   exit N | signal N | sleep | ignore (SIGTERM) | child FILE (a grandchild in a session of its own that
   ignores SIGTERM; its pid goes to FILE) | serve FLAG (HTTP on PORT: 200 while FLAG exists, else 500)
 """
 
+import fcntl
 import json
 import os
 import resource
@@ -57,6 +60,23 @@ def daemon(path: str) -> None:
     if os.fork():
         os._exit(0)
     append(path, str(os.getpid()))
+
+
+def alone(path: str) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(handle, True)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        append(f"{path}.double", f"{os.getpid()} at {time.time()}")
+
+
+def count() -> None:
+    number = 0
+    while True:
+        number += 1
+        print(number, flush=True)
+        time.sleep(0.02)
 
 
 def report(path: str) -> None:
@@ -110,6 +130,10 @@ while words:
         notify(words.pop(0))
     elif word == "daemon":
         daemon(words.pop(0))
+    elif word == "alone":
+        alone(words.pop(0))
+    elif word == "count":
+        count()
     elif word == "eat":
         eaten = bytearray(int(words.pop(0)) * 1024 * 1024)
         eaten[::4096] = bytes(len(eaten[::4096])).replace(b"\0", b"x")
