@@ -29,6 +29,7 @@ from . import (
     losses,
     shims,
     table,
+    units,
     watches,
 )
 from .lab import FULL, QUICK, Lab, MissingError
@@ -51,6 +52,7 @@ WORKS: dict[str, Work] = {
     "large": large.large,
     "snapshot": alone.snapshot,
     "restart": alone.restart,
+    "units": units.many,
     "lock": locks.handover,
     "idle": idle.idle,
     "failover": failover.failover,

@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 class ArgosyCluster:
     """Machines are numbered from 0; their names are m1, m2, ..."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, machines: int = MACHINES) -> None:
         self.folder = folder
-        self.offset = free_offset(MACHINES)
+        self.machines = machines
+        self.offset = free_offset(machines)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -36,7 +37,7 @@ class ArgosyCluster:
             self._process = subprocess.Popen(
                 [
                     *bound("SIGTERM"), sys.executable, "-m", "cli.main", "up", "--no-default",
-                    "--machines", str(MACHINES),
+                    "--machines", str(self.machines),
                     "--dir", str(self.folder), "--port-offset", str(self.offset),
                 ],
                 env={**kept, "PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
@@ -69,7 +70,7 @@ class ArgosyCluster:
             status = self.ask("cluster.status")
             ready = [m for m in self.ask("machine.list") if m["state"] == "ready"]
             active = all(member["state"] == "active" for member in status["members"])
-            return bool(status["leader"]) and active and len(ready) == MACHINES
+            return bool(status["leader"]) and active and len(ready) == self.machines
 
         until("the cluster", whole)
 
@@ -97,7 +98,7 @@ class ArgosyCluster:
 
     def pids(self) -> list[int]:
         """The host processes."""
-        return [local.host_pid(self.home(n)) for n in range(MACHINES)]
+        return [local.host_pid(self.home(n)) for n in range(self.machines)]
 
     def metric(self, machine: int, name: str) -> float:
         """One plain sample of a host's metrics page."""

@@ -16,7 +16,8 @@ _SLEEPER = "[Service]\nExecStart=/bin/sleep 1000000\n"
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Seconds of a processor that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_S
 
@@ -70,11 +71,11 @@ def _watch(lab: Lab, with_peer: bool) -> tuple[list[float], int, list[float], in
     peer_pids = lab.etcd.pids() if with_peer else []
     entries = _committed(lab)
     peer_entries = lab.etcd.log_index() if with_peer else 0
-    before = [_cpu_s(pid) for pid in pids + peer_pids]
+    before = [cpu_s(pid) for pid in pids + peer_pids]
     begun = time.perf_counter()
     time.sleep(lab.effort.idle_s)  # the measurement itself
     taken = time.perf_counter() - begun
-    shares = [100 * (_cpu_s(p) - b) / taken for p, b in zip(pids + peer_pids, before, strict=True)]
+    shares = [100 * (cpu_s(p) - b) / taken for p, b in zip(pids + peer_pids, before, strict=True)]
     shares = [round(share, 2) for share in shares]
     more = lab.etcd.log_index() - peer_entries if with_peer else 0
     return shares[: len(pids)], _committed(lab) - entries, shares[len(pids) :], more
