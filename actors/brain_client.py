@@ -29,6 +29,7 @@ LOCKS = b"/_argosy/locks/"
 TIMERS = b"/_argosy/timers/"
 REACTED = b"/_argosy/reacted/"
 MOVES = b"/_argosy/moves/"
+SECRETS = b"/_argosy/secrets/"
 
 
 class Mirror:

@@ -19,10 +19,10 @@ from kernel.actor import ActorStop, Ref, handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
 
-from .brain_client import ALIVE, MACHINES, PLACES, STATES, BrainActor, is_refusal
+from .brain_client import ALIVE, MACHINES, PLACES, SECRETS, STATES, BrainActor, is_refusal
 from .raft_messages import KeepAlive, Query, Range
 from .unit_manager import UnitManager
-from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, Report, Started
+from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, ReadSecrets, Report, Started
 
 logger = logging.getLogger("argosy.machine")
 
@@ -303,6 +303,23 @@ class Machine(BrainActor):
             self._arm_write()
 
     # -- what units say -----------------------------------------------------------------------
+
+    @handles(ReadSecrets)
+    def _on_read_secrets(self, message: ReadSecrets) -> Any:
+        promise = Promise()
+
+        def read(store: Store) -> Any:
+            found = {name: store.live.get(SECRETS + name.encode()) for name in message.names}
+            return {name: item.value for name, item in found.items() if item is not None}
+
+        def have(found: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+            else:
+                promise.reply(found)
+
+        self.ask_then(self.raft_ref, Query(read, linearizable=True), 6.0, have)
+        return promise
 
     @handles(MayStart)
     def _on_may_start(self, message: MayStart) -> Any:

@@ -27,6 +27,7 @@ from .unit_messages import (
     LeaseState,
     MayStart,
     Placement,
+    ReadSecrets,
     Reload,
     Report,
     Started,
@@ -692,6 +693,28 @@ class UnitManager(Actor):
         self._handle.run(action.step, argv, environment, action.main, **rest)
 
     def _run_container(self, spec: UnitSpec, inner: container.ContainerSpec, action: Run) -> None:
+        """Run it, or a command inside it; what it needs of the brain's secrets is read before."""
+        wanted = container.secret_names(inner) if action.step.startswith("start.") else []
+        if not wanted:
+            self._run_in_engine(spec, inner, action, {})
+            return
+        meta, service_ = self._meta, self.service
+
+        def have(kept: Any, error: BaseException | None) -> None:
+            same = self._meta.get("invocation") == meta.get("invocation") and self.service is service_
+            if not same or service_ is None or service_.sub is not Sub.START:
+                return  # it was stopped meanwhile
+            if error is not None:
+                self._problem = f"the brain did not give its secrets: {error}"
+                self._ended(action.step, action.main, Exit(code=NOT_CREATED))
+            else:
+                self._run_in_engine(spec, inner, action, kept)
+
+        self.ask_then(self._owner, ReadSecrets(tuple(wanted)), 10.0, have)
+
+    def _run_in_engine(
+        self, spec: UnitSpec, inner: container.ContainerSpec, action: Run, kept: dict[str, bytes]
+    ) -> None:
         assert self.placement is not None
         try:
             environment = self.environment(spec)
@@ -699,7 +722,7 @@ class UnitManager(Actor):
             environment.update(self._reached.marks)
             labels = {"argosy.generation": str(self.placement.fence)}
             ports = self._meta.get("ports", {})
-            made = container.run_arguments(inner, self.unit, environment, labels, ports)
+            made = container.run_arguments(inner, self.unit, environment, labels, ports, kept)
             argv = action.command.expand(environment)
         except (OSError, ValueError) as error:
             self._problem = str(error)

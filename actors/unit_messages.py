@@ -53,6 +53,13 @@ class MayStart:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadSecrets:
+    """Ask the machine: secrets by name, from the brain; those that are not kept are left out."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Tell the machine: the unit's state; ``announce`` maps brain keys to values."""
 

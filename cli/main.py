@@ -8,6 +8,7 @@ from rich.console import Console
 from .brain_commands import actor, kv, lock
 from .fleet_commands import cluster, machine, unit
 from .local_commands import check_config, demo, down, local, start, up, version
+from .secret_commands import registry, secret
 from .session import USAGE, Session
 
 
@@ -22,7 +23,7 @@ def cli(invocation: click.Context, context: str, endpoint: str, timeout: float) 
     invocation.obj = Session(context, endpoint, timeout)
 
 
-for _command in (up, down, local, start, check_config, version, demo, cluster, machine, unit, kv, lock, actor):
+for _command in (up, down, local, start, check_config, version, demo, cluster, machine, unit, kv, secret, registry, lock, actor):
     cli.add_command(_command)
 
 

@@ -8,14 +8,16 @@ body of the engine's ``POST /containers/create``.  Pure: no engine, no file.
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import syntax
+from . import secrets, syntax
+from .secrets import Secret
 from .spec import Command, UnitSpec
 
 #: Smallest memory limit that the engine takes, in bytes.
@@ -84,6 +86,7 @@ class ContainerSpec:
     dns: list[str] = field(default_factory=list)
     dns_options: list[str] = field(default_factory=list)
     dns_search: list[str] = field(default_factory=list)
+    secrets: list[Secret] = field(default_factory=list)
     # limits and rights
     memory: int = 0  # bytes; 0: no limit
     nano_cpus: int = 0  # 0: no limit; from [Service]'s CPUQuota=
@@ -170,7 +173,6 @@ REFUSED = {
     "RemapUidSize": _REMAP,
     "RemapUsers": _REMAP,
     "Rootfs": "only images are supported: Image= is accepted",
-    "Secret": "no secrets are kept yet; a Volume= of a file that only root may read is accepted",
     "SecurityLabelNested": "the Docker Engine does not nest security labels",
     "ServiceName": "a unit is called as its file is",
     "SubGIDMap": _MAPS,
@@ -321,6 +323,13 @@ def _sysctl(key: str, _: str) -> None:
 
 _PROPAGATION = ("shared", "slave", "private", "rshared", "rslave", "rprivate")
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
+
+
+def _secret(spec: ContainerSpec, value: str) -> None:
+    if value:
+        spec.secrets.append(secrets.parse(value))
+    else:
+        spec.secrets.clear()
 
 
 def _volume(spec: ContainerSpec, value: str) -> None:
@@ -666,6 +675,7 @@ KEYS: dict[str, Parser] = {
     "Label": _pairs("labels", _label),
     "RunInit": _parsed("run_init", syntax.boolean),
     "Volume": _volume,
+    "Secret": _secret,
     "Mount": _mount,
     "Tmpfs": _tmpfs,
     "ReadOnly": _parsed("read_only", syntax.boolean),
@@ -888,11 +898,36 @@ def _security_options(spec: ContainerSpec) -> list[str]:
     return out
 
 
+def secret_names(spec: ContainerSpec) -> list[str]:
+    """What must be read of the brain's secrets before the container is made."""
+    login = [] if spec.pull == "never" else [secrets.login_of(secrets.registry_of(spec.image))]
+    return list(dict.fromkeys([secret.name for secret in spec.secrets] + login))
+
+
 def run_arguments(
-    spec: ContainerSpec, unit: str, environment: dict[str, str], labels: dict[str, str], ports: dict[str, int]
+    spec: ContainerSpec, unit: str, environment: dict[str, str], labels: dict[str, str], ports: dict[str, int],
+    kept: Mapping[str, bytes],
 ) -> dict[str, Any]:
-    """What a runner of containers is handed: the body, the name, and how to get the image."""
+    """What a runner of containers is handed: the body, the name, how to get the image, and secrets.
+
+    ``kept``: what :func:`secret_names` asked for; raises ``ValueError`` if one of the
+    container's is missing, or cannot be a variable.
+    """
+    files = []
+    for secret in spec.secrets:
+        if secret.name not in kept:
+            raise ValueError(f"secret {secret.name} is not kept in the cluster; argosy secret set {secret.name}")
+        if secret.is_variable:
+            try:
+                environment = {**environment, secret.target: kept[secret.name].decode().rstrip("\n")}
+            except UnicodeDecodeError:
+                raise ValueError(f"secret {secret.name} is no text, so it cannot be a variable") from None
+        else:
+            files.append((secret, kept[secret.name]))
+    login = kept.get(secrets.login_of(secrets.registry_of(spec.image))) if spec.pull != "never" else None
     return {
+        "secrets": files,
+        "login": json.loads(login) if login is not None else None,
         "create": create_arguments(spec, unit, environment, labels, ports),
         "name": spec.name,
         "pull": spec.pull,

@@ -145,7 +145,7 @@ class ContainerHandle:
     def run(self, step: str, argv: list[str], environment: dict[str, str], main: bool, **rest: Any) -> None:
         """Start the container, or a command inside it; ``started`` or ``failed`` follow.
 
-        The main step takes ``container``: ``{create, name, pull, retries, retry_delay}`` as
+        The main step takes ``container``: ``{create, name, pull, retries, retry_delay, login, secrets}`` as
         ``fleet.container.run_arguments`` makes it; ``pulling`` and ``pulled`` may come first.
         Another step takes ``inside=True``.
         """
@@ -446,6 +446,7 @@ class ContainerHandle:
                 await self._image(attempt, body["Image"], wanted)
                 pulled = True
                 self._check(attempt)
+                await self._call(lambda: self._mount_secrets(body, wanted))
             try:
                 container = await self._call(lambda: self._engine.create(_with_files(body), name))
                 break
@@ -502,6 +503,13 @@ class ContainerHandle:
         self._strays = []
         return kept
 
+    def _mount_secrets(self, body: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """In a thread."""
+        mounts = self._owner.keep_secrets(self.unit, wanted.get("secrets") or [])
+        if mounts:
+            options = body["HostConfig"]
+            body["HostConfig"] = {**options, "Mounts": [*options.get("Mounts", []), *mounts]}
+
     def _is_ours(self, name: str) -> None:
         """Whether the container that has our name is the unit's; raises if not.  In a thread."""
         try:
@@ -534,7 +542,7 @@ class ContainerHandle:
         pause = float(wanted.get("retry_delay", 2.0))
         for left in range(int(wanted.get("retries", 3)), -1, -1):
             try:
-                await self._wait_for_pull(attempt, image)
+                await self._wait_for_pull(attempt, image, wanted.get("login"))
                 break
             except (Refused, EngineAway) as error:
                 self._check(attempt)
@@ -547,10 +555,10 @@ class ContainerHandle:
             pause *= 2
         self._report({"ev": "pulled", "step": attempt.step, "main": True, "image": image})
 
-    async def _wait_for_pull(self, attempt: _Attempt, image: str) -> None:
+    async def _wait_for_pull(self, attempt: _Attempt, image: str, login: dict[str, str] | None) -> None:
         async with self._owner.pulls:
             self._check(attempt)
-            pulling = self._owner.stream(lambda: self._pull(attempt, image))
+            pulling = self._owner.stream(lambda: self._pull(attempt, image, login))
             await self._unless_called_off(attempt, pulling)
 
     async def _unless_called_off(self, attempt: _Attempt, work: Awaitable[None]) -> None:
@@ -565,9 +573,8 @@ class ContainerHandle:
         self._check(attempt)
         working.result()
 
-    def _pull(self, attempt: _Attempt, image: str) -> None:
+    def _pull(self, attempt: _Attempt, image: str, login: dict[str, str] | None) -> None:
         """In a thread; a signal ends it by ending its stream."""
-        login = self._owner.credentials(image) if self._owner.credentials is not None else None
 
         def begun(stream: Any) -> None:
             attempt.pull = stream
@@ -678,6 +685,7 @@ class ContainerHandle:
                 tail.note("the machine's lease is over: the container was ended")
             tail.close()
         self._current = None
+        self._owner.drop_secrets(self.unit)
         self._report(event)
         self._report({"ev": "empty"})
         try:

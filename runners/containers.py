@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fleet.secrets import Secret
+
 from . import logs
 from .container_handle import MACHINE, RECORD_FILE, UNIT, ContainerHandle
 from .engine import Engine, EngineAway, Seen
@@ -45,25 +47,21 @@ CLUSTER = "argosy.cluster"
 GUARD_LOCK_FILE = "guard.lock"
 GUARD_ENDED_FILE = "guard.ended"
 
-Credentials = Callable[[str], "dict[str, str] | None"]
-
-
 class Containers:
     """The containers of one machine.  ``base`` is the machine's directory.
 
     ``prefix`` begins the names of containers; where several machines share one engine it
-    must tell them apart.  ``credentials(image)`` gives a registry's login, or None.
+    must tell them apart.
     """
 
     def __init__(
         self, base_url: str, loop: asyncio.AbstractEventLoop, base: Path, machine: str, cluster: str,
-        credentials: Credentials | None = None, prefix: str = "argosy-", sweep_grace_s: float = SWEEP_GRACE_S,
+        prefix: str = "argosy-", sweep_grace_s: float = SWEEP_GRACE_S,
     ) -> None:  # fmt: skip
         self.engine = Engine(base_url)
         self.loop = loop
         self.base = base
         self.labels = {CLUSTER: cluster, MACHINE: machine}
-        self.credentials = credentials
         self.handles: dict[str, ContainerHandle] = {}
         self.pulls = asyncio.Semaphore(PULLS_AT_ONCE)
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -80,6 +78,8 @@ class Containers:
         self._lease_file = base / "lease"
         self._units = base / "units"
         self._units.mkdir(parents=True, exist_ok=True)
+        shared = Path("/run")  # in memory, where we may
+        self._secrets = shared / "argosy-secrets" / machine if os.access(shared, os.W_OK) else base / "secrets"
 
     def folder(self, unit: str) -> Path:
         """Where a unit's note and log are."""
@@ -107,8 +107,34 @@ class Containers:
         """Units that have, or had, a container on this machine."""
         return sorted(unit_name(p.parent.name) for p in self._units.glob(f"*/{RECORD_FILE}"))
 
+    def keep_secrets(self, unit: str, files: list[tuple[Secret, bytes]]) -> list[dict[str, Any]]:
+        """Write what a container gets as files; what the engine is to mount.  In a thread."""
+        self.drop_secrets(unit)
+        if not files:
+            return []
+        for part in (self._secrets.parent, self._secrets):  # out of reach of everybody else on the machine
+            part.mkdir(mode=0o700, exist_ok=True)
+        folder = self._secrets / folder_name(unit)
+        folder.mkdir(mode=0o700)
+        mounts = []
+        for number, (secret, value) in enumerate(files):
+            path = folder / str(number)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(value)
+                os.fchmod(handle, secret.mode)
+                if os.geteuid() == 0:
+                    os.fchown(handle, secret.uid, secret.gid)
+            mounts.append({"Type": "bind", "Source": str(path), "Target": secret.target, "ReadOnly": True})
+        return mounts
+
+    def drop_secrets(self, unit: str) -> None:
+        """Nobody needs them any more."""
+        shutil.rmtree(self._secrets / folder_name(unit), ignore_errors=True)
+
     def forget(self, unit: str) -> None:
         """Remove a unit's directory, but keep its log beside the others."""
+        self.drop_secrets(unit)
         folder = self.folder(unit)
         logs.keep(folder, self.base / "logs" / folder_name(unit))
         shutil.rmtree(folder, ignore_errors=True)

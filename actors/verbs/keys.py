@@ -7,6 +7,7 @@ from typing import Any
 from brain.store import OWN_PREFIX, Item, Store, prefix_end
 from kernel.mailbox import Promise
 
+from ..brain_client import SECRETS
 from ..control import BadRequest, Control, verb
 from ..raft_messages import Query
 
@@ -25,6 +26,8 @@ def _key(args: dict[str, Any], own: bool = False) -> bytes:
 
 
 def _shown(key: bytes, item: Item) -> dict[str, Any]:
+    if key.startswith(SECRETS):
+        item = item._replace(value=b"(not shown)")
     try:
         value: Any = item.value.decode()
     except UnicodeDecodeError:

@@ -237,9 +237,9 @@ def test_what_the_supervisor_is_told() -> None:
     """Pull policy and retries go beside the body; reload and failure stay with the supervisor."""
     found = spec("Pull=never", "Retry=1", "RetryDelay=500ms", "ContainerName=front", "HealthOnFailure=kill",
                  "ReloadCmd=nginx -s reload", "EnvironmentFile=-/etc/web.env")  # fmt: skip
-    asked = container.run_arguments(found, "web.service", {}, {"x": "y"}, {})
+    asked = container.run_arguments(found, "web.service", {}, {"x": "y"}, {}, {})
     assert {k: v for k, v in asked.items() if k != "create"} == {
-        "name": "front", "pull": "never", "retries": 1, "retry_delay": 0.5,
+        "name": "front", "pull": "never", "retries": 1, "retry_delay": 0.5, "login": None, "secrets": [],
     }  # fmt: skip
     assert asked["create"]["Labels"] == {"argosy.unit": "web.service", "x": "y"}
     assert found.reload_cmd == ["nginx", "-s", "reload"]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+from base64 import b64encode
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -212,3 +216,59 @@ def test_a_session_inside_a_container(cluster: Cluster) -> None:
     assert echo.stdout == data
     done = cluster.argosy("unit", "exec", "c", "--", "no-such-program")
     assert done.returncode in (126, 127), done
+
+
+def test_secrets_of_the_brain(cluster: Cluster, engine: EngineHere) -> None:
+    """As a file and as a variable; shown to nobody, gone from the machine with the container; a missing one is said."""
+    run = [argosy_command(), "--context", str(cluster.context)]
+    subprocess.run([*run, "secret", "set", "pw"], input=b"s3cret\n", check=True, env=environment(cluster.home), timeout=30)
+    lines = "Secret=pw,mode=0400\nSecret=pw,type=env,target=PW\nExec=/bin/sleep 1000"
+    submit(cluster, "s", lines)
+    cluster.start("s")
+    script = 'cat /run/secrets/pw; echo "$PW"; touch /run/secrets/pw'
+    inside = cluster.argosy("unit", "exec", "s", "--", "/bin/sh", "-c", script)
+    assert inside.stdout == "s3cret\ns3cret\n"
+    assert inside.returncode != 0, "a secret could be written"
+    assert "s3cret" not in cluster.ok("kv", "ls", "/_argosy/secrets/") + cluster.ok("unit", "status", "s") + cluster.host_logs()
+    assert [row["name"] for row in cluster.json("secret", "list")] == ["pw"]
+    [machine] = {row["id"] for row in cluster.ask("machine.list") if row["name"] == cluster.row("s")["machine"]}
+    files = Path("/run/argosy-secrets") / machine
+    assert [path.name for path in files.iterdir()] == ["s.service"]
+    cluster.ok("unit", "stop", "s")
+    assert list(files.iterdir()) == []
+    cluster.ok("secret", "delete", "pw")
+    refused = cluster.argosy("unit", "start", "s")
+    assert (refused.returncode, "secret pw is not kept in the cluster" in refused.stderr) == (1, True), refused.stderr
+
+
+def test_the_login_of_a_registry(cluster: Cluster) -> None:
+    """The engine shows it to the registry that the image names, and to that one only."""
+    seen: list[str] = []
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(401 if not seen[-1] else 404)
+            self.send_header("WWW-Authenticate", 'Basic realm="test"')
+            self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        run = [argosy_command(), "--context", str(cluster.context), "registry", "login", host, "-u", "me", "--password-stdin"]
+        subprocess.run(run, input=b"p4ss\n", check=True, env=environment(cluster.home), timeout=30)
+        cluster.submit("r.service", f"[Container]\nImage={host}/some/thing:1\nRetry=0\n[X-Argosy]\n")
+        refused = cluster.argosy("unit", "start", "r")
+        assert refused.returncode == 1, refused.stderr
+        server.shutdown()
+    assert f"Basic {b64encode(b'me:p4ss').decode()}" in seen
+    assert [row["name"] for row in cluster.json("registry", "list")] == [host]
+    cluster.ok("registry", "logout", host)
+    assert cluster.json("registry", "list") == []

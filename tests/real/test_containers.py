@@ -82,7 +82,7 @@ class Unit:
                 spec.networks.clear()
             section.KEYS[key](spec, value)
         assert not section.finish(spec)
-        asked = section.run_arguments(spec, self.name, {"ARGOSY_UNIT": self.name}, {}, ports or {})
+        asked = section.run_arguments(spec, self.name, {"ARGOSY_UNIT": self.name}, {}, ports or {}, {})
 
         def go() -> None:
             self.handle.remember({"invocation": invocation, "fence": 7, "hash": "h"})
