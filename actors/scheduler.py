@@ -177,7 +177,7 @@ class Scheduler(BrainActor):
                 why = placement.refusal(spec, view.state.machines[machine], view.state)
                 if why:
                     logger.info("%s leaves %s: %s", unit, machine, why)
-                    steps.delete_place(machine, unit, item, view.moved(unit, machine, "", why))
+                    steps.delete_place(machine, unit, item, *view.moved(unit, machine, "", why))
                     view.unplace(machine, unit)
                     self._count("constraint")
 
@@ -343,6 +343,7 @@ class _View:
         self.reacted: dict[bytes, Item] = dict(pictures[REACTED].items)
         self.moves: dict[bytes, Item] = dict(pictures[MOVES].items)
         self.now = now  # Unix time
+        self._noted: dict[str, list[Any]] = {}  # the steps of :meth:`moved`
         self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
         self.involved = self.graph.involved
         #: of involved units only: by unit and machine
@@ -422,11 +423,18 @@ class _View:
         names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
         return sorted(names, key=lambda u: bool(s.machine_of) if (s := self.specs[u]) else False)
 
-    def moved(self, unit: str, machine: str, target: str, why: str) -> list[Any]:
-        """The step that notes that a unit left a machine: the last :data:`MOVES_KEPT` are kept."""
+    def moved(self, unit: str, machine: str, target: str, why: str) -> list[list[Any]]:
+        """What notes that a unit left a machine: the last :data:`MOVES_KEPT` are kept.
+
+        A unit that leaves several machines in one pass has one step for that: a transaction
+        writes a key once.
+        """
         key = MOVES + unit.encode()
-        before = json.loads(self.moves[key].value) if key in self.moves else []
-        return ["put", key, json.dumps([*before, [round(self.now, 3), machine, target, why]][-MOVES_KEPT:]).encode()]
+        is_first = unit not in self._noted
+        step = self._noted.setdefault(unit, ["put", key, self.moves[key].value if key in self.moves else b"[]"])
+        rows = [*json.loads(step[2]), [round(self.now, 3), machine, target, why]]
+        step[2] = json.dumps(rows[-MOVES_KEPT:]).encode()
+        return [step] if is_first else []
 
     def unplace(self, machine: str, unit: str) -> None:
         """Take a decision back in this view; the old copy may still be there."""
@@ -471,7 +479,7 @@ class _Steps:
             conditions.append([old, "mod", "=", view.places[lost, unit].mod])
             conditions.append([STATES + f"{lost}/{unit}".encode(), "version", "=", 0])
             changes.append(["delete", old])
-            changes.append(view.moved(unit, lost, machine, "its machine was lost"))
+            changes += view.moved(unit, lost, machine, "its machine was lost")
         self._groups.append((conditions, changes))
 
     def first_batch(self) -> tuple[list[Any], list[Any], bool] | None:

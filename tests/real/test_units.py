@@ -678,3 +678,15 @@ def test_drop_ins_and_other_names(cluster: Cluster, tmp_path: Path) -> None:
     assert "other.service is another name of main.service" in clash.stderr
     cluster.ok("unit", "stop", "other")
     assert [cluster.row(u)["active"] for u in ("main.service", "user.service")] == ["inactive", "inactive"]
+
+
+def test_a_unit_leaves_several_machines_at_once(cluster: Cluster) -> None:
+    """A global unit that may be in one place only from now on: both moves are noted, and nothing else waits for it."""
+    everywhere = _service("ExecStart=/bin/sleep 999", fleet="Global=true")
+    cluster.submit("all.service", everywhere)
+    cluster.start("all")
+    assert len(cluster.rows("all.service")) == 3
+    cluster.submit("all.service", everywhere.replace("Global=true", "Global=true\nMachineMetadata=disk=ssd"))
+    wait_until("it is in one place", lambda: [row["machine"] for row in cluster.rows("all.service")] == ["m3"])
+    left = [row["machine"] for row in cluster.json("unit", "history", "all") if row["event"] == "left"]
+    assert sorted(left) == ["m1", "m2"]
