@@ -20,6 +20,8 @@ SESSIONS_MAX = 16
 ABANDONED_S = 30.0
 #: Longest wait of one exchange, in seconds.
 WAIT_S_MAX = 10.0
+#: Exit status of a command of which nobody knows how it ended.
+LOST = 255
 #: How the steps of sessions are called (see ``runners/shim``).
 PREFIX = "exec."
 
@@ -92,6 +94,21 @@ class Sessions:
         elif event["ev"] == "ended":
             opened.link.ended(128 + event["signal"] if event["signal"] else event["code"])
         return True
+
+    def linked(self, hello: dict[str, Any]) -> None:
+        """The shim was reached again: what it says of sessions, and those that it knows nothing of."""
+        for event in hello.get("pending", ()):
+            self.hear(event)
+        running = {known["step"] for known in hello["processes"].values()}
+        for name, opened in list(self._open.items()):
+            if opened.link.needs_shim and name not in running:
+                opened.link.ended(LOST, "the link to it was lost")
+
+    def lost(self) -> None:
+        """The shim is gone, and what ran in it."""
+        for opened in list(self._open.values()):
+            if opened.link.needs_shim:
+                opened.link.ended(LOST, "its shim ended")
 
     def exchange(self, message: Exchange) -> Any:
         """Input for a command, and what it said: at once, or as soon as there is something."""

@@ -492,6 +492,7 @@ class UnitManager(Actor):
     def _on_hello(self, event: dict[str, Any]) -> None:
         """The shim says what it knows: for the first time, or over a new link."""
         self._connected = True
+        self.sessions.linked(event)
         self._fence_of_handle = event.get("fenced", self._fence_of_handle)
         self._empty = bool(event["empty"])
         again, self._greeted = self._greeted, True
@@ -582,6 +583,7 @@ class UnitManager(Actor):
 
     def _on_lost(self, event: dict[str, Any]) -> None:
         """The shim is gone, and its main process with it."""
+        self.sessions.lost()
         self._connected = False
         if not event.get("gone", True):  # nobody knows what runs: it is looked at again
             self._problem = str(event.get("error", ""))

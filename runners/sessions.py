@@ -39,6 +39,9 @@ STDOUT, STDERR = "stdout", "stderr"
 class Session:
     """What both kinds share: output that waits, and how it ended.  On the loop's thread."""
 
+    #: whether it ends with the unit's shim
+    needs_shim = False
+
     def __init__(self, on_news: Callable[[], None]) -> None:
         """``on_news`` is called when there is something to fetch."""
         self._on_news = on_news
@@ -97,6 +100,8 @@ class Session:
 
 class ProcessSession(Session):
     """Of a command that a shim runs: see :attr:`streams`."""
+
+    needs_shim = True
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, folder: Path, name: str, size: tuple[int, int] | None,

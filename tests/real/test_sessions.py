@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -155,3 +156,17 @@ def test_nothing_is_left_of_a_session_whose_operator_is_gone(cluster: Cluster) -
     operator.stdout.close()
     wait_until("it is ended", lambda: not alive(inside), 60)
     assert not _left(cluster)
+
+
+def test_a_session_ends_with_the_shim(cluster: Cluster) -> None:
+    """Nobody is left waiting for a command that is gone."""
+    words = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "u", "--", "/bin/sh", "-c", "echo up; sleep 600"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+                          env=environment(cluster.home)) as operator:  # fmt: skip
+        assert operator.stdout is not None
+        assert operator.stdout.readline() == "up\n"
+        shim = json.loads((cluster.dir / "m3" / "units" / "u.service" / "state.json").read_text())["shim"]["pid"]
+        os.kill(shim, signal.SIGKILL)
+        _, said = operator.communicate(timeout=40)
+    assert (operator.returncode, "its shim ended" in said) == (255, True), said
+    wait_until("the unit is back", lambda: cluster.row("u.service")["active"] == "active")
