@@ -441,6 +441,11 @@ class UnitManager(Actor):
         self._act(self.service.ended(step, main, how))
         self._settle()
 
+    def _refused(self, action: Run) -> None:
+        if self.service is not None:
+            self._act(self.service.refused(action.step, action.main, Exit(code=203)))
+            self._settle()
+
     def _on_engine(self, kind: str, event: dict[str, Any]) -> None:
         """What only a container has: an image that is fetched first, and a health of its own."""
         assert self.service is not None and self.spec is not None and self.spec.container is not None
@@ -689,7 +694,7 @@ class UnitManager(Actor):
             argv = action.command.expand(environment)
         except (OSError, ValueError) as error:
             self._problem = str(error)
-            self.actor_inbox.post(lambda: self._ended(action.step, action.main, Exit(code=203)))
+            self.actor_inbox.post(lambda: self._refused(action))
             return
         rest = execution.arguments(spec, action.step, action.command, action.main, self._group)
         self._handle.run(action.step, argv, environment, action.main, **rest)

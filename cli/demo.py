@@ -180,7 +180,8 @@ def run(folder: Path, offset: int, once: bool, engine: str = "") -> int:
         try:
             return _run(folder, offset, once, url)
         finally:
-            containers.remove_containers(url, local.cluster_of(folder))
+            if cluster := local.cluster_of(folder):
+                containers.remove_containers(url, cluster)
     except (containers.EngineError, DemoFailed) as error:
         print(f"argosy: demo failed: {error}", file=sys.stderr)
         return 1

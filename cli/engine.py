@@ -82,11 +82,17 @@ class Engine:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "PATH": SEARCH_PATH},
             )  # fmt: skip
+        try:
+            self._await_answer(f"dockerd did not start; {folder}/engine.log says why")
+        except BaseException:
+            self.end()
+            raise
+
+    def _await_answer(self, why_not: str) -> None:
         deadline = time.monotonic() + START_S_MAX
         while not answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.end()
-                raise EngineError(f"dockerd did not start; {folder}/engine.log says why")
+                raise EngineError(why_not)
             time.sleep(0.1)
 
     def end(self) -> None:

@@ -107,8 +107,9 @@ def homes(folder: Path) -> list[Path]:
 
 
 def cluster_of(folder: Path) -> str:
-    """The id of the cluster in a directory."""
-    return str(json.loads((folder / "cluster.json").read_text())["cluster"])
+    """The id of the cluster in a directory; empty if there is none."""
+    marker = folder / "cluster.json"
+    return str(json.loads(marker.read_text())["cluster"]) if marker.exists() else ""
 
 
 def home_of(folder: Path, machine: str) -> Path:

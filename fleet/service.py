@@ -344,10 +344,10 @@ class Service:
         """What :class:`FindMain` gave: the main process, or only that something runs, or nothing."""
         if self.sub is not Sub.START or self.spec.type != "forking":
             return []
-        if not running:
+        if not running and self.spec.pid_file:
             self._fail("protocol")
             return self._kill()
-        self.main_running, self.main_known = True, known
+        self.main_running, self.main_known = running, known  # of what left nothing, the start was all
         return self._steps(Sub.START_POST)
 
     def notified(self, said: dict[str, str]) -> list[Action]:
@@ -387,6 +387,12 @@ class Service:
             return self._reloaded()
         return []
 
+    def refused(self, step: str, main: bool, how: Exit) -> list[Action]:
+        """A process could not even be begun: what it was to be given is not there."""
+        self._fail("resources")
+        self.main_running = self.main_running or main
+        return self.ended(step, main, how)
+
     def ended(self, step: str, main: bool, how: Exit) -> list[Action]:
         """A process of ours has ended."""
         if step == "former":  # it was the main process until the unit named another
@@ -395,6 +401,8 @@ class Service:
             return self._after_main(how)
         if not main:
             self.step_running = False
+            if self.sub in _ASKED and not how.is_clean(self.spec, False):
+                self._fail(how.result)
             if self.sub in _ASKED and not self.main_running:
                 return self._after_asked()
         if not main and self.sub in _LISTS and step == f"{self.sub.value}.{self._step}":
@@ -464,7 +472,7 @@ class Service:
         if interval and spec.start_limit_burst:
             self._starts = [at for at in self._starts if now - at < interval]
             if len(self._starts) >= spec.start_limit_burst:
-                self.result = "start-limit-hit"
+                self._fail("start-limit-hit")  # what failed before says more
                 self._move(Sub.FAILED)
                 return [Disarm(), Changed()]
             self._starts.append(now)
@@ -570,7 +578,7 @@ class Service:
         if clean and self.spec.remain_after_exit:
             self._move(Sub.EXITED)
             return [Disarm(), Changed()]
-        return self._enter_stop()
+        return self._enter_stop() if clean else self._kill()  # ExecStop= is for what runs, or has run to its end
 
     def _after_asked(self) -> list[Action]:
         """The process that was asked to end did: what of the rest, by KillMode=."""

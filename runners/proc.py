@@ -16,14 +16,17 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def tree_of(folder: Path, container: int) -> list[dict[str, Any]]:
+def tree_of(folder: Path, container: str, pid: int) -> list[dict[str, Any]]:
     """Rows ``{pid, depth, command, memory_bytes, cpu_s}`` of what a unit runs, each after its parent.
 
-    ``folder``: the unit's own, which names its shim; ``container``: the first process of its
-    container instead.  Memory is what is resident, shared pages included.
+    ``folder``: the unit's own, which names its shim; ``container`` and ``pid``: its container
+    instead, and the first process of that.  Memory is what is resident, shared pages included.
     """
     children = _children()
-    first = [container] if container else children.get(_shim_of(folder), [])
+    if container:
+        first = [pid] if _is_in(pid, container) else []  # an engine elsewhere has other processes
+    else:
+        first = children.get(_shim_of(folder), [])
     rows: list[dict[str, Any]] = []
     stack = [(pid, 0) for pid in sorted(first, reverse=True)]
     while stack and len(rows) < PROCESSES_MAX:
@@ -33,6 +36,13 @@ def tree_of(folder: Path, container: int) -> list[dict[str, Any]]:
             rows.append(row)
             stack += [(child, depth + 1) for child in sorted(children.get(pid, ()), reverse=True)]
     return rows
+
+
+def _is_in(pid: int, container: str) -> bool:
+    try:
+        return container in Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
 
 
 def _shim_of(folder: Path) -> int:

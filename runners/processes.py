@@ -330,9 +330,11 @@ class Processes:
         future = self.loop.run_in_executor(None, conditions.first_unmet, wanted, host)
         future.add_done_callback(lambda seen: None if seen.cancelled() else done(seen.result()))
 
-    def running(self, unit: str, container: int, done: Callable[[list[dict[str, Any]]], None]) -> None:
-        """What a unit runs, as a tree in its order; ``container``: its first process, if it is one.  In a thread."""
-        future = self.loop.run_in_executor(None, proc.tree_of, self.folder(unit), container)
+    def running(
+        self, unit: str, container: str, pid: int, done: Callable[[list[dict[str, Any]]], None]
+    ) -> None:
+        """What a unit runs, as a tree in its order; of a container, its id and first process.  In a thread."""
+        future = self.loop.run_in_executor(None, proc.tree_of, self.folder(unit), container, pid)
         future.add_done_callback(lambda rows: None if rows.cancelled() else done(rows.result()))
 
     def read_log(

@@ -453,7 +453,7 @@ def _host_processes(control: Control, args: dict[str, Any]) -> Promise:
     def done(rows: list[dict[str, Any]]) -> None:
         inbox.post(lambda: promise.reply(rows))
 
-    control.ports.processes.running(unit, state.get("pid", 0) if state.get("container") else 0, done)
+    control.ports.processes.running(unit, state.get("container", ""), state.get("pid", 0), done)
     return promise
 
 

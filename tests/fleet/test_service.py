@@ -93,7 +93,7 @@ def test_oneshot_with_remain_after_exit() -> None:
 
 
 def test_start_limit() -> None:
-    """More than StartLimitBurst starts in the interval: start-limit-hit."""
+    """More than StartLimitBurst starts in the interval; the result is that of the first failure."""
     service = make("ExecStart=/bin/a\nRestart=always\nStartLimitBurst=3\nStartLimitIntervalSec=10\n")
     service.start(0.0)
     for at in (1.0, 2.0, 3.0):
@@ -101,6 +101,12 @@ def test_start_limit() -> None:
         service.group_empty()
         assert service.sub is Sub.AUTO_RESTART
         service.timer(at)
+    assert (service.sub, service.result) == (Sub.FAILED, "exit-code")
+    service = make("ExecStart=/bin/a\nRestart=always\nStartLimitBurst=1\nStartLimitIntervalSec=10\n")
+    service.start(0.0)
+    service.ended("start.0", True, Exit())
+    service.group_empty()
+    service.timer(1.0)
     assert (service.sub, service.result) == (Sub.FAILED, "start-limit-hit")
 
 
@@ -328,6 +334,12 @@ def test_a_forking_service_whose_main_process_cannot_be_told() -> None:
     service.group_empty()
     assert (service.sub, service.result) == (Sub.DEAD, "success")
     service = make("Type=forking\nExecStart=/bin/a\n")
+    service.start(0.0)
+    service.ended("start.0", False, Exit())
+    service.main_found(known=False, running=False)
+    service.group_empty()
+    assert (service.sub, service.result) == (Sub.DEAD, "success"), "what leaves nothing behind has done its work"
+    service = make("Type=forking\nPIDFile=/run/a.pid\nExecStart=/bin/a\n")
     service.start(0.0)
     service.ended("start.0", False, Exit())
     service.main_found(known=False, running=False)

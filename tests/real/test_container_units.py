@@ -214,6 +214,7 @@ def test_a_session_inside_a_container(cluster: Cluster) -> None:
     run = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "c", "--", "/bin/cat"]
     echo = subprocess.run(run, input=data, capture_output=True, timeout=60, check=False, env=environment(cluster.home))
     assert echo.stdout == data
+    assert "/bin/sleep 1000" in cluster.ok("unit", "status", "c")
     done = cluster.argosy("unit", "exec", "c", "--", "no-such-program")
     assert done.returncode in (126, 127), done
 
