@@ -268,7 +268,7 @@ def _play(stage: Stage, session: Session, folder: Path, engine: str) -> None:
     stage.say(f"{client.good} requests, not one failed (slowest {client.slowest_s * 1000:.0f} ms)")
 
 
-def _submit(stage: Stage, session: Session, in_containers: bool) -> None:
+def _submit(stage: Stage, session: Session, in_containers: bool = False) -> None:
     """Submit the unit files as an installer would: with its own paths in place."""
     here = picture()
     places = {

@@ -358,9 +358,9 @@ def unit_status(session: Session, name: str, as_json: bool) -> None:
     else:
         show.table(show.with_age(status["rows"]), show.UNIT_COLUMNS)
         click.echo(f"why: {status['why']['reason']}")
-        if status["processes"]:
+        if status.get("processes"):  # a host of an older version does not tell
             show.table([show.process_cells(row) for row in status["processes"]], show.PROCESS_COLUMNS)
-        if status["history"]:
+        if status.get("history"):
             show.table(_with_times(status["history"][-5:]), show.HISTORY_COLUMNS)
         for moment, text, _ in status["log"]:
             click.echo(_log_line({"time": moment, "text": text}))
