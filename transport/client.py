@@ -101,6 +101,7 @@ class Client:
         context = self._context()
         identity = None
         if context is not None:
+            raw.getpeername()  # raises for a link that is reset already, which the next line would leave open
             wrapped = context.wrap_socket(raw)
             self._socket = wrapped
             identity = identity_of(wrapped.getpeercert())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -113,6 +114,7 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Victim]]:
                 thread.start()
             for thread in threads:
                 thread.join()
+            gc.collect()  # see pytestmark: not in another test's time
             yield made
         finally:
             for victim in made:
