@@ -60,6 +60,7 @@ class Systemd:
         self._group = HIERARCHY / f"argosy-judge-{os.getpid()}"
         self._outer: subprocess.Popen[bytes] | None = None
         self.pid = 0
+        self._keepers: list[str] = []
 
     def start(self) -> None:
         """Up, and answering."""
@@ -92,7 +93,7 @@ class Systemd:
         return self._enter("systemctl", "--no-pager", *words).stdout
 
     def submit(self, name: str, text: str) -> None:
-        """Put a unit file where it is looked for."""
+        """Put a unit file where it is looked for; :meth:`reload` makes it known."""
         path = f"/etc/systemd/system/{name}"
         done = subprocess.run(["nsenter", "-t", str(self.pid), "-m", "-p", "--", "/bin/sh", "-c", f"cat > '{path}'"],
                               input=text, text=True, check=False)  # fmt: skip
@@ -101,8 +102,12 @@ class Systemd:
         keeper = f"[Unit]\nAfter={name}\n"
         subprocess.run(["nsenter", "-t", str(self.pid), "-m", "-p", "--", "/bin/sh", "-c",
                         f"cat > '/etc/systemd/system/keeps-{name}.target'"], input=keeper, text=True, check=False)  # fmt: skip
+        self._keepers.append(f"keeps-{name}.target")
+
+    def reload(self) -> None:
+        """Read all files; what runs meanwhile would have its starts counted from nought."""
         self._enter("systemctl", "daemon-reload")
-        self._enter("systemctl", "start", f"keeps-{name}.target")
+        self._enter("systemctl", "start", *self._keepers)
 
     def show(self, name: str) -> dict[str, str]:
         """A unit's properties."""

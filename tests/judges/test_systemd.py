@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 #: Seconds for which a unit must not change to count as settled.
 STILL_S = 0.6
+#: Services that are played at the same time.
+AT_ONCE = 6
 MOVING = ("activating", "deactivating", "reloading")
 
 
@@ -96,7 +100,7 @@ CASES = [
          "ExecStart=/bin/sh -c '@say@ \"$A|$B|$C|$D\"'"),
     Case("a-file-that-is-missing", "Type=oneshot\nEnvironmentFile=/no/such\nExecStart=/bin/sh -c '@say@ ran'"),
     Case("masks", "Type=oneshot\nUMask=0027\nNice=5\nUser=nobody\nExecStart=/bin/sh -c '@say@ $(umask) $(id -un) $(nice)'"),
-    Case("a-folder-while-it-runs", "RuntimeDirectory=judged\nExecStart=/bin/sleep 100\nExecStopPost=/bin/sh -c '@say@ $RUNTIME_DIRECTORY'",
+    Case("a-folder-while-it-runs", "RuntimeDirectory=judged-a-folder-while-it-runs\nExecStart=/bin/sleep 100\nExecStopPost=/bin/sh -c '@say@ $RUNTIME_DIRECTORY'",
          ("start", "stop")),
     Case("stop-after-a-crash", "ExecStart=/bin/sh -c 'sleep 0.2; exit 1'\nExecStop=/bin/sh -c '@say@ stop'\nExecStopPost=/bin/sh -c '@say@ post'"),
     Case("stop-after-the-end", "ExecStart=/bin/sh -c 'sleep 0.2'\nExecStop=/bin/sh -c '@say@ stop'\nExecStopPost=/bin/sh -c '@say@ post'"),
@@ -115,15 +119,19 @@ class Argosy:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._turn = threading.Lock()  # one question at a time over its link
 
     def submit(self, name: str, text: str) -> None:
-        self.cluster.submit(name, text)
+        with self._turn:
+            self.cluster.submit(name, text)
 
     def act(self, name: str, action: str) -> None:
-        self.cluster.ask(f"unit.{action}", 30.0, units=[name], no_block=True)
+        with self._turn:
+            self.cluster.ask(f"unit.{action}", 30.0, units=[name], no_block=True)
 
     def show(self, name: str) -> dict[str, str]:
-        row = self.cluster.row(name)
+        with self._turn:
+            row = self.cluster.row(name)
         return {"ActiveState": row["active"], "SubState": row["sub"], "Result": row["result"],
                 "NRestarts": str(row["restarts"]), "MainPID": str(row["pid_or_container"] or 0)}  # fmt: skip
 
@@ -155,16 +163,20 @@ def settled(system: Systemd | Argosy, name: str) -> dict[str, str]:
     return wait_until(f"{name} has settled", look, 60)
 
 
-def play(system: Systemd | Argosy, case: Case, out: Path) -> list[object]:
-    """What a case does: the state after each action, and what the unit wrote down."""
+def prepare(system: Systemd | Argosy, case: Case, out: Path) -> None:
+    """Its file, and a directory of its own."""
     mine = out / case.name
     mine.mkdir(mode=0o777)
     mine.chmod(0o777)
     (mine / "vars").write_text("# comment\nB='2 3'\nC=\"4 \\\"5\"\nD=6 \\\n7\n")
     text = f"[Unit]\n{case.unit}\n[Service]\n{case.service}\n"
     text = text.replace("@say@", f">>{mine}/said echo").replace("@out@", str(mine))
-    name = f"judged-{case.name}.service"
-    system.submit(name, text)
+    system.submit(f"judged-{case.name}.service", text)
+
+
+def play(system: Systemd | Argosy, case: Case, out: Path) -> list[object]:
+    """What a case does: the state after each action, and what the unit wrote down."""
+    name, mine = f"judged-{case.name}.service", out / case.name
     states: list[object] = []
     for action in case.actions:
         act(system, name, action)
@@ -174,11 +186,15 @@ def play(system: Systemd | Argosy, case: Case, out: Path) -> list[object]:
         state = settled(system, name)
         states.append([state[key] for key in ("ActiveState", "SubState", "Result", "NRestarts")])
     said = (mine / "said").read_text().splitlines() if (mine / "said").exists() else []
-    return [*states, said, Path("/run/judged").exists()]
+    return [*states, said, Path(f"/run/judged-{case.name}").exists()]
+
+
+Played = dict[str, tuple["Future[list[object]]", "Future[list[object]]"]]
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Systemd, Path, Argosy, Path]]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """Every case under both, some of them at a time: what they do is mostly to wait."""
     folder = Path(tempfile.mkdtemp(prefix="argosy-judge-"))  # where any user may look
     theirs, ours = folder / "theirs", folder / "ours"
     for path in (folder, theirs, ours):
@@ -191,7 +207,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Systemd, 
             systemd.start()
             cluster.create()
             cluster.up()
-            yield systemd, theirs, Argosy(cluster), ours
+            argosy = Argosy(cluster)
+            for case in CASES:
+                prepare(systemd, case, theirs)
+                prepare(argosy, case, ours)
+            systemd.reload()
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                yield {
+                    case.name: (pool.submit(play, systemd, case, theirs), pool.submit(play, argosy, case, ours))
+                    for case in CASES
+                }
         finally:
             systemd.end()
             cluster.down()
@@ -199,8 +224,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Systemd, 
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_same_as_systemd(places: tuple[Systemd, Path, Argosy, Path], case: Case) -> None:
+def test_the_same_as_systemd(played: Played, case: Case) -> None:
     """State, result and restarts after each action, and every step that the unit took."""
-    systemd, theirs, argosy, ours = places
-    expected = play(systemd, case, theirs)
-    assert play(argosy, case, ours) == expected
+    theirs, ours = played[case.name]
+    assert ours.result() == theirs.result()
