@@ -94,7 +94,7 @@ def test_restart_forms(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_start_limit(cluster: Cluster, tmp_path: Path) -> None:
-    """After StartLimitBurst starts within the interval the unit has failed, and says why; another
+    """After StartLimitBurst starts within the interval the unit has failed, with the result of its runs; another
     ``unit start`` is another try."""
     runs = tmp_path / "runs"
     cluster.submit("limited", _service(
@@ -104,7 +104,7 @@ def test_start_limit(cluster: Cluster, tmp_path: Path) -> None:
     cluster.ask("unit.start", units=["limited"], no_block=True)
     wait_until("the limit", lambda: cluster.row("limited")["active"] == "failed")
     row = cluster.row("limited")
-    assert (row["result"], len(_marks(runs))) == ("start-limit-hit", 3)
+    assert (row["result"], len(_marks(runs))) == ("exit-code", 3)
     shown = cluster.argosy("unit", "status", "limited")
     assert shown.returncode == 1
     assert "failed" in shown.stdout
