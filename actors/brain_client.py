@@ -30,6 +30,11 @@ TIMERS = b"/_argosy/timers/"
 REACTED = b"/_argosy/reacted/"
 MOVES = b"/_argosy/moves/"
 SECRETS = b"/_argosy/secrets/"
+ORDERS = b"/_argosy/orders/"
+DONE = b"/_argosy/done/"
+ROLLOUTS = b"/_argosy/rollouts/"
+VERSIONS = b"/_argosy/versions/"
+REBALANCE = b"/_argosy/rebalance/"
 
 
 class Mirror:

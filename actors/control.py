@@ -21,7 +21,19 @@ from kernel.ports import Ports
 from transport.codec import wire
 from transport.router import FromClient, Router
 
-from .brain_client import ALIVE, MACHINES, MOVES, PLACES, STATES, TIMERS, UNITS, BrainActor
+from .brain_client import (
+    ALIVE,
+    DONE,
+    MACHINES,
+    MOVES,
+    ORDERS,
+    PLACES,
+    ROLLOUTS,
+    STATES,
+    TIMERS,
+    UNITS,
+    BrainActor,
+)
 from .raft_messages import (
     TIMED_OUT,
     BrainError,
@@ -60,6 +72,8 @@ _Verb: TypeAlias = Callable[["Control", dict[str, Any]], Any]
 VERBS: dict[str, _Verb] = {}
 #: Seconds to collect changes before what somebody waits for is looked at again.
 CHECK_S = 0.01
+#: What listings show.
+MIRRORED = (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS, MOVES, ORDERS, ROLLOUTS, DONE)
 #: Values of keys that are kept decoded; all are dropped when there are more.
 VALUES_MAX = 200_000
 
@@ -105,7 +119,7 @@ class Control(BrainActor):
 
     def on_start(self) -> None:
         """Mirror what listings show."""
-        for prefix in (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS, MOVES):
+        for prefix in MIRRORED:
             self._pictures[prefix] = self.mirror(prefix, partial(self._begun, prefix), partial(self._changed, prefix))
         self.every(0.25, self._check_waits)
 

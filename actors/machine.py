@@ -56,6 +56,9 @@ class Identity:
     role: str
     version: str
     container_endpoint: str = ""  # HTTP door at the address of the engine's bridge
+    #: processors and bytes that units may reserve; 0 is unknown, and without limit
+    cpus: float = 0.0
+    memory: int = 0
 
 
 class Machine(BrainActor):
@@ -161,7 +164,7 @@ class Machine(BrainActor):
         about = {
             "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
             "metadata": me.metadata, "role": me.role, "version": me.version,
-            "engine": self._ports.containers is not None,
+            "engine": self._ports.containers is not None, "cpus": me.cpus, "memory": me.memory,
         }  # fmt: skip
         alive = {"boot_id": self._boot_id, "name": me.name}
         key = me.id.encode()

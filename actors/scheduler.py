@@ -18,17 +18,29 @@ from typing import Any
 
 from brain.kv import TXN_OPERATIONS_MAX
 from brain.store import Item
-from fleet import dependencies, placement, unitfile
-from fleet.dependencies import Graph, Hold, Phase
-from fleet.placement import Candidate, Placements
+from fleet import dependencies, placement, syntax, unitfile
+from fleet.dependencies import Phase
 from fleet.spec import UnitSpec
 from kernel.actor import handles
 from kernel.ports import Ports
 from kernel.stats import Histogram
 
-from .brain_client import ALIVE, MACHINES, MOVES, PLACES, REACTED, STATES, UNITS, BrainActor
+from .brain_client import (
+    ALIVE,
+    DONE,
+    MACHINES,
+    MOVES,
+    ORDERS,
+    PLACES,
+    REACTED,
+    REBALANCE,
+    STATES,
+    UNITS,
+    BrainActor,
+)
+from .picture import FAILED_THERE, LOST, View, place_key, run_of, runs_well
 from .raft_messages import LeaderChanged
-from .wanted import Known, start
+from .wanted import start
 
 logger = logging.getLogger("argosy.scheduler")
 
@@ -40,8 +52,10 @@ BRAKE_WINDOW_S = 30.0
 RECOVERY_BOUNDS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 300.0)
 #: Seconds between two starts of a unit that another upholds.
 UPHOLD_S = 5.0
-#: Moves of a unit from one machine to another that are remembered.
-MOVES_KEPT = 10
+#: Failures of a unit that count against Reschedule=, and how long it waits: doubled with each, up to a most.
+RESCHEDULE_WINDOW_S, RESCHEDULE_S, RESCHEDULE_S_MAX = 3600.0, 5.0, 300.0
+#: Prefixes that the scheduler looks at.
+PREFIXES = (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED, MOVES, ORDERS, DONE, REBALANCE)
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
 
@@ -62,8 +76,13 @@ class Scheduler(BrainActor):
         self._settled = False
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
+        #: why units are still on machines that they are to leave
+        self.staying: dict[str, str] = {}
         self._moving: dict[str, float] = {}  # unit -> when its machine was found lost
-        self._involved: set[str] = set()  # units whose state is of consequence to others, or to themselves
+        #: units whose state is of consequence, to others or for what is to be decided next
+        self._involved: set[str] = set()
+        self._draining = False  # then every state is
+        self._later = False  # something waits for time to pass
         self._upheld: dict[str, float] = {}  # when a unit was started because another upholds it
         self.recovery_seconds = Histogram(RECOVERY_BOUNDS_S)
         self.placements = 0
@@ -88,7 +107,7 @@ class Scheduler(BrainActor):
         self.braking = False
         if not message.leading:
             return
-        for prefix in (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED, MOVES):
+        for prefix in PREFIXES:
             on_change = self._on_state if prefix == STATES else self._on_change
             self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), on_change)
 
@@ -98,7 +117,7 @@ class Scheduler(BrainActor):
     def _on_state(self, key: bytes, item: Item | None, _: Item | None) -> None:
         """A state: nothing to decide in it, unless it ends, or ends a move, or others depend on it."""
         unit = key[len(STATES) :].decode().partition("/")[2]
-        if item is None or unit in self._involved:
+        if item is None or self._draining or unit in self._involved:
             self._arm()
         if item is None:
             return
@@ -108,7 +127,7 @@ class Scheduler(BrainActor):
                 self.recovery_seconds.observe(self.now() - self._moving.pop(unit))
 
     def _retry(self) -> None:
-        if self.active and (self.unplaced or self._lost_at or not self._pictures):
+        if self.active and (self.unplaced or self._lost_at or self._later or not self._pictures):
             self._arm()
 
     def _arm(self) -> None:
@@ -124,16 +143,22 @@ class Scheduler(BrainActor):
             return
         if not all(picture.ready for picture in self._pictures.values()):
             return
-        view = _View(self._pictures, self._spec, self._ports.clock.wall())
-        self._involved = view.involved
+        view = View(lambda prefix: self._pictures[prefix].items, self._spec, self._ports.clock.wall())
+        self._later = False
         self._note_losses(view)
         steps = _Steps()
         self._drop_unwanted(view, steps)
+        self._drain(view, steps)
+        self._rebalance(view, steps)
+        self._leave_failed(view, steps)
         self._update_in_place(view, steps)
         self._place_globals(view, steps)
         self._place_missing(view, steps)
         self._react(view, steps)
+        self._finish_jobs(view, steps)
         self._forget_destroyed(view, steps)
+        watched = {unit for unit, spec in view.specs.items() if spec is not None and (spec.reschedule or _is_job(spec))}
+        self._involved = view.involved | watched
         self._commit(steps)
 
     def _spec(self, unit: str, wanted: dict[str, Any]) -> UnitSpec | None:
@@ -147,7 +172,7 @@ class Scheduler(BrainActor):
                 self._specs[key] = None
         return self._specs[key]
 
-    def _note_losses(self, view: _View) -> None:
+    def _note_losses(self, view: View) -> None:
         """Which machines are lost, since when, and whether too many went at once."""
         now = self.now()
         lost = {m for m, _ in view.places if m not in view.alive}
@@ -163,7 +188,7 @@ class Scheduler(BrainActor):
                          len(recent), len(recent) + len(view.alive))  # fmt: skip
         self.braking = braking
 
-    def _drop_unwanted(self, view: _View, steps: _Steps) -> None:
+    def _drop_unwanted(self, view: View, steps: _Steps) -> None:
         for (machine, unit), item in sorted(view.places.items()):
             wanted = view.units.get(unit)
             if wanted is None or wanted["desired"] == "inactive" or view.specs[unit] is None:
@@ -176,18 +201,113 @@ class Scheduler(BrainActor):
                 assert spec is not None
                 why = placement.refusal(spec, view.state.machines[machine], view.state)
                 if why:
-                    logger.info("%s leaves %s: %s", unit, machine, why)
-                    steps.delete_place(machine, unit, item, *view.moved(unit, machine, "", why))
-                    view.unplace(machine, unit)
-                    self._count("constraint")
+                    self._leave(view, steps, unit, machine, why, "constraint")
 
-    def _update_in_place(self, view: _View, steps: _Steps) -> None:
+    def _leave(self, view: View, steps: _Steps, unit: str, machine: str, why: str, reason: str) -> None:
+        """Take a unit off a machine that lives; once it has ended there it is placed elsewhere."""
+        logger.info("%s leaves %s: %s", unit, machine, why)
+        steps.delete_place(machine, unit, view.places[machine, unit], *view.moved(unit, machine, "", why))
+        view.unplace(machine, unit)
+        self._count(reason)
+
+    # -- machines that are emptied, and units that are better off elsewhere -----------------------
+
+    def _drain(self, view: View, steps: _Steps) -> None:
+        """Units leave machines that are drained: as many at once as their templates allow, global ones last.
+
+        A unit that can run nowhere else stays until the deadline, then it is stopped.
+        """
+        self._draining = any(machine.draining for machine in view.state.machines.values())
+        self.staying = {}
+        for machine in sorted(m for m, c in view.state.machines.items() if c.draining):
+            drain = view.orders[machine]["drain"]
+            is_late = view.now >= drain["deadline"]
+            here = sorted(view.state.on.get(machine, ()))
+            movable = [unit for unit in here if (s := view.specs.get(unit)) is not None and not s.is_global]
+            self._later = self._later or bool(movable)
+            for unit in movable:
+                why = "" if is_late else self._must_stay(view, unit, machine)
+                if why:
+                    self.staying[unit] = why
+                    continue
+                told = f"its machine is drained ({drain['reason']})" if drain["reason"] else "its machine is drained"
+                self._leave(view, steps, unit, machine, told, "drain")
+            leaving = view.state.leaving.get(machine, set())
+            if not movable and not any((s := view.specs.get(u)) is None or not s.is_global for u in leaving):
+                for unit in here:
+                    steps.delete_place(machine, unit, view.places[machine, unit])
+                    view.unplace(machine, unit)
+
+    def _must_stay(self, view: View, unit: str, machine: str) -> str:
+        """Why a unit may not leave a machine yet that it is to leave; empty if it may."""
+        spec = view.specs[unit]
+        assert spec is not None
+        if view.units[unit]["desired"] == "launched" and view.is_well(unit):
+            down = [other for other in view.kin(unit) if other != unit and not view.is_well(other)]
+            if len(down) >= spec.max_unavailable and spec.name.template:
+                return f"MaxUnavailable={spec.max_unavailable}: {', '.join(down[:3])} must run first"
+        view.state.remove(unit, machine)
+        target, refusals = placement.choose(spec, view.state)
+        view.state.place(unit, target if target and target != machine else machine)
+        if not target or target == machine:
+            return "no other machine qualifies: " + "; ".join(sorted(set(refusals.values()))[:3])
+        return ""
+
+    def _rebalance(self, view: View, steps: _Steps) -> None:
+        """An operator's plan to even machines out, so many moves a minute as were asked for."""
+        item = self._pictures[REBALANCE].items.get(REBALANCE)
+        if item is None:
+            return
+        plan = json.loads(item.value)
+        self._later = True
+        if view.now < plan["next"]:
+            return
+        left = plan["moves"]
+        while left:
+            unit, machine = left[0][:2]
+            if (machine, unit) in view.places and view.units.get(unit) is not None:
+                break
+            left = left[1:]
+        if left:
+            unit, machine = left[0][:2]
+            why = self._must_stay(view, unit, machine)
+            if why.startswith("MaxUnavailable"):
+                return
+            if not why:
+                self._leave(view, steps, unit, machine, "rebalanced", "rebalance")
+            left = left[1:]
+        plan |= {"moves": left, "next": round(view.now + 60.0 / plan["per_minute"], 3)}
+        change = ["put", REBALANCE, json.dumps(plan, sort_keys=True).encode()] if left else ["delete", REBALANCE]
+        steps.add([[REBALANCE, "mod", "=", item.mod]], [change])
+
+    def _leave_failed(self, view: View, steps: _Steps) -> None:
+        """Reschedule=: a unit that has failed for good is tried on another machine, after a while."""
+        for unit in view.wanted():
+            spec = view.specs[unit]
+            if spec is None or not spec.reschedule or view.units[unit]["desired"] != "launched":
+                continue
+            for machine, state in sorted(view.states(unit).items()):
+                is_current = (state["hash"], state.get("asked", 0)) == run_of(view.units[unit])
+                if state["active"] != "failed" or not is_current or (machine, unit) not in view.places:
+                    continue
+                failures = view.failures(unit, RESCHEDULE_WINDOW_S)
+                pause = min(RESCHEDULE_S * 2 ** len(failures), RESCHEDULE_S_MAX)
+                if len(failures) >= spec.reschedule:
+                    continue
+                if view.now < state["since"] + pause:
+                    self._later = True
+                    continue
+                view.state.failed_on.setdefault(unit, set()).add(machine)
+                if not self._must_stay(view, unit, machine):
+                    self._leave(view, steps, unit, machine, f"{FAILED_THERE}: {state['result']}", "failed")
+
+    def _update_in_place(self, view: View, steps: _Steps) -> None:
         for (machine, unit), item in sorted(view.places.items()):
             value = view.place_value(unit, machine, item)
             if item.value != value:
                 steps.update_place(machine, unit, item, value)
 
-    def _place_globals(self, view: _View, steps: _Steps) -> None:
+    def _place_globals(self, view: View, steps: _Steps) -> None:
         for unit in view.wanted():
             spec = view.specs[unit]
             if spec is None or not spec.is_global:
@@ -207,7 +327,7 @@ class Scheduler(BrainActor):
                 if not self.braking:
                     steps.delete_place(machine, unit, view.places[machine, unit])
 
-    def _place_missing(self, view: _View, steps: _Steps) -> None:
+    def _place_missing(self, view: View, steps: _Steps) -> None:
         unplaced: dict[str, dict[str, str]] = {}
         for unit in view.wanted():
             spec = view.specs[unit]
@@ -216,8 +336,16 @@ class Scheduler(BrainActor):
             places = [m for m, u in view.by_unit.get(unit, ()) if (m, u) in view.places]
             if any(machine in view.alive for machine in places):
                 continue
+            if view.done_run(unit) is not None:  # nor is it run again by a machine that comes back
+                for machine in places if unit not in view.holders else ():
+                    steps.delete_place(machine, unit, view.places[machine, unit])
+                continue
             if places and self.braking:
                 unplaced[unit] = {"": "more than half of the machines were lost at once: held"}
+                continue
+            left = max((self._lost_at.get(m, self.now()) for m in places), default=0.0) + spec.lost_after - self.now()
+            if places and left > 0:
+                unplaced[unit] = dict.fromkeys(places, f"the machine is lost; LostAfter= gives it {left:.0f} s more")
                 continue
             holders = view.holders.get(unit, set())
             if holders:  # an old copy is still ending
@@ -226,6 +354,7 @@ class Scheduler(BrainActor):
             target, refusals = placement.choose(spec, view.state)
             if not target:
                 unplaced[unit] = refusals or {"": "no machine is alive"}
+                self._make_room(view, steps, unit, spec)
                 continue
             steps.create_place(target, unit, view, places)
             for machine in places:
@@ -233,11 +362,29 @@ class Scheduler(BrainActor):
                 self._moving.setdefault(unit, self._lost_at.get(machine, self.now()))
             view.state.place(unit, target)
             self.placements += 1
+            self._replace(view, steps, unit, spec, target)
         self.unplaced = unplaced
+
+    def _make_room(self, view: View, steps: _Steps, unit: str, spec: UnitSpec) -> None:
+        """Units of lower Priority= leave a machine for one that finds no room; it is placed when they have ended."""
+        target, victims = placement.preempt(spec, view.state)
+        for victim in victims:
+            why = f"makes room for {unit}, whose Priority= is higher"
+            self._leave(view, steps, victim, target, why, "preempted")
+        if target:
+            view.state.place(unit, target)  # what is free there, now or soon, is not for those of lower priority
+            view.state.where.pop(unit, None)
+
+    def _replace(self, view: View, steps: _Steps, unit: str, spec: UnitSpec, target: str) -> None:
+        """Replaces=: those that it names leave the machine that the unit was given."""
+        for other in sorted(view.state.on.get(target, ())):
+            if other != unit and spec.replaces and placement.matching(spec.replaces, other):
+                if (target, other) in view.places and view.units.get(other) is not None:
+                    self._leave(view, steps, other, target, f"{unit} replaces it here", "replaced")
 
     # -- what units are to each other -----------------------------------------------------
 
-    def _react(self, view: _View, steps: _Steps) -> None:
+    def _react(self, view: View, steps: _Steps) -> None:
         """OnFailure=, OnSuccess= and Upholds=: each end of a unit is acted on once, also by the next leader."""
         for unit in sorted(view.involved):
             spec, wanted = view.specs.get(unit), view.units.get(unit)
@@ -248,15 +395,38 @@ class Scheduler(BrainActor):
             if spec.related.get("Upholds") and view.phase_of(unit) in (Phase.UP, Phase.UNWELL):
                 self._uphold(view, steps, spec.related["Upholds"])
 
-    def _forget_destroyed(self, view: _View, steps: _Steps) -> None:
+    def _finish_jobs(self, view: View, steps: _Steps) -> None:
+        """A oneshot that has done its work is not run again when its machine is lost; RemoveAfter= destroys it."""
+        for unit in sorted(view.units):
+            spec, wanted = view.specs[unit], view.units[unit]
+            if spec is None or not _is_job(spec) or wanted["desired"] != "launched":
+                continue
+            done = view.done_run(unit)
+            if done is None:
+                ended = [(m, s) for m, s in view.states(unit).items() if dependencies.is_over(s) and runs_well(s, wanted)]
+                if ended:
+                    machine, state = min(ended)
+                    done = {"run": list(run_of(wanted)), "at": state["since"], "machine": machine}
+                    key = DONE + unit.encode()
+                    value = json.dumps(done, sort_keys=True).encode()
+                    known = view.done.get(key)
+                    steps.add([[key, "mod", "=", known.mod if known is not None else 0], view.known.guard(unit)],
+                              [["put", key, value]])  # fmt: skip
+            elif view.now >= done["at"] + spec.remove_after:
+                logger.info("%s has done its work and is destroyed (RemoveAfter=)", unit)
+                steps.add([view.known.guard(unit)], [["delete", UNITS + unit.encode()]])
+            elif spec.remove_after != syntax.INFINITY:
+                self._later = True
+
+    def _forget_destroyed(self, view: View, steps: _Steps) -> None:
         """What is kept of units goes with them."""
-        for prefix, kept in ((REACTED, view.reacted), (MOVES, view.moves)):
+        for prefix, kept in ((REACTED, view.reacted), (MOVES, view.moves), (DONE, view.done)):
             for key, item in kept.items():
                 if key[len(prefix) :].decode() not in view.units:
                     steps.add([[key, "mod", "=", item.mod]], [["delete", key]])
 
     def _react_to_end(
-        self, view: _View, steps: _Steps, unit: str, spec: UnitSpec, wanted: dict[str, Any]
+        self, view: View, steps: _Steps, unit: str, spec: UnitSpec, wanted: dict[str, Any]
     ) -> None:
         key = REACTED + unit.encode()
         item = view.reacted.get(key)
@@ -264,7 +434,7 @@ class Scheduler(BrainActor):
         changed = dict(seen)
         compares: list[Any] = [[key, "mod", "=", item.mod if item is not None else 0]]
         changes: list[Any] = []
-        for machine, state in sorted(view.states.get(unit, {}).items()):
+        for machine, state in sorted(view.states(unit).items()):
             ended = [state["fence"], state.get("asked", 0), state["since"]]
             what = dependencies.outcome(wanted, state)
             if not spec.related.get(what) or seen.get(machine) == ended:
@@ -276,10 +446,10 @@ class Scheduler(BrainActor):
                 compares += guards
                 changes += edits
         if changed != seen:
-            kept = {m: end for m, end in changed.items() if m in view.states.get(unit, {})}
+            kept = {m: end for m, end in changed.items() if m in view.states(unit)}
             steps.add(compares, [["put", key, json.dumps(kept, sort_keys=True).encode()], *changes])
 
-    def _uphold(self, view: _View, steps: _Steps, others: list[str]) -> None:
+    def _uphold(self, view: View, steps: _Steps, others: list[str]) -> None:
         for other in others:
             if other not in view.units or view.phase_of(other) not in (Phase.OFF, Phase.FAILED, Phase.DONE):
                 continue
@@ -313,137 +483,6 @@ class Scheduler(BrainActor):
         self.propose(["txn", compares, changes, []], done, 5.0, term)
 
 
-class _View:
-    """All pictures, read together, at one moment."""
-
-    def __init__(self, pictures: dict[bytes, Any], spec_of: Any, now: float) -> None:
-        def names(prefix: bytes, key: bytes) -> tuple[str, str]:
-            machine, _, unit = key[len(prefix) :].decode().partition("/")
-            return machine, unit
-
-        self.known = Known(pictures[UNITS].items)
-        self.units: dict[str, dict[str, Any]] = {unit: record for unit, (record, _) in self.known.items()}
-        self.specs = {unit: spec_of(unit, wanted) for unit, wanted in self.units.items()}
-        if self.known.aliases:
-            self.specs = {unit: spec and self.known.by_own_names(spec) for unit, spec in self.specs.items()}
-        self.alive: dict[str, Item] = {
-            key[len(ALIVE) :].decode(): item for key, item in pictures[ALIVE].items.items()
-        }
-        self.places: dict[tuple[str, str], Item] = {
-            names(PLACES, key): item for key, item in pictures[PLACES].items.items()
-        }
-        self.by_unit: dict[str, list[tuple[str, str]]] = {}
-        for machine, unit in self.places:
-            self.by_unit.setdefault(unit, []).append((machine, unit))
-        self.holders: dict[str, set[str]] = {}
-        for key in pictures[STATES].items:
-            machine, unit = names(STATES, key)
-            if (machine, unit) not in self.places:
-                self.holders.setdefault(unit, set()).add(machine)
-        self.reacted: dict[bytes, Item] = dict(pictures[REACTED].items)
-        self.moves: dict[bytes, Item] = dict(pictures[MOVES].items)
-        self.now = now  # Unix time
-        self._noted: dict[str, list[Any]] = {}  # the steps of :meth:`moved`
-        self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
-        self.involved = self.graph.involved
-        #: of involved units only: by unit and machine
-        self.states: dict[str, dict[str, dict[str, Any]]] = {}
-        for key, item in pictures[STATES].items.items() if self.involved else ():
-            machine, unit = names(STATES, key)
-            if unit in self.involved:
-                self.states.setdefault(unit, {})[machine] = json.loads(item.value)
-        self.state = Placements()
-        for key, item in pictures[MACHINES].items.items():
-            machine = key[len(MACHINES) :].decode()
-            if machine in self.alive:
-                about = json.loads(item.value)
-                self.state.machines[machine] = Candidate(
-                    machine, about["name"], tuple(sorted(about["metadata"].items())), about.get("engine", True)
-                )
-        self.alive = {m: item for m, item in self.alive.items() if m in self.state.machines}
-        self.state.units = {u: s for u, s in self.specs.items() if s is not None}
-        for machine, unit in self.places:
-            if machine in self.alive:
-                self.state.place(unit, machine)
-
-    # -- what units are to each other -------------------------------------------------------
-
-    def phase_of(self, unit: str, near: str = "") -> Phase:
-        """What a unit does; of a global one, what it does on the machine ``near``, if it is there."""
-        wanted = self.units[unit]
-        machines = [machine for machine, _ in self.by_unit.get(unit, ())]
-        states = self.states.get(unit, {})
-        spec = self.specs[unit]
-        if spec is not None and spec.is_global and near in machines:
-            machines, states = [near], {m: state for m, state in states.items() if m == near}
-        places = [json.loads(self.places[m, unit].value) for m in machines if (m, unit) in self.places]
-        let_go = any(place["launched"] and _run_of(place) == _run_of(wanted) for place in places)
-        return dependencies.phase(wanted, let_go, states.values())
-
-    def is_over(self, unit: str) -> bool:
-        """Whether a unit ran, and has ended."""
-        return any(map(dependencies.is_over, self.states.get(unit, {}).values()))
-
-    def place_value(self, unit: str, machine: str, item: Item | None = None) -> bytes:
-        """What a machine is to be told of a unit: also whether it may start, and if not, why."""
-        wanted = self.units[unit]
-        if unit not in self.involved:
-            return _place_value(wanted)
-        place = json.loads(item.value) if item is not None else {}
-        if item is not None and self.lingers(unit, item):
-            return item.value
-        if wanted["desired"] != "launched":
-            return _place_value(wanted)
-        let_go = place.get("launched") and _run_of(place) == _run_of(wanted)
-        judge = self.graph.may_stay if let_go else self.graph.may_start
-        return _place_value(wanted, judge(unit, lambda other: self.phase_of(other, machine)))
-
-    def lingers(self, unit: str, item: Item) -> bool:
-        """Whether a unit that is to stop, or to start anew, must wait for those after it to stop first."""
-        if unit not in self.involved or self.units.get(unit) is None:
-            return False
-        place, wanted = json.loads(item.value), self.units[unit]
-        ends = wanted["desired"] != "launched" or _run_of(place) != _run_of(wanted)
-        return bool(place["launched"] and ends and self.graph.must_linger(unit, self._stops))
-
-    def _stops(self, unit: str) -> bool:
-        """Whether a unit is up and on its way down."""
-        wanted = self.units[unit]
-        for machine, state in self.states.get(unit, {}).items():
-            if state["active"] not in ("active", "activating", "reloading", "deactivating"):
-                continue
-            place = self.places.get((machine, unit))
-            held = place is None or not json.loads(place.value)["launched"]
-            if held or wanted["desired"] != "launched" or (state["hash"], state.get("asked", 0)) != _run_of(wanted):
-                return True
-        return False
-
-    def wanted(self) -> list[str]:
-        """Units that shall be placed, in order; followers after what they follow."""
-        names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
-        return sorted(names, key=lambda u: bool(s.machine_of) if (s := self.specs[u]) else False)
-
-    def moved(self, unit: str, machine: str, target: str, why: str) -> list[list[Any]]:
-        """What notes that a unit left a machine: the last :data:`MOVES_KEPT` are kept.
-
-        A unit that leaves several machines in one pass has one step for that: a transaction
-        writes a key once.
-        """
-        key = MOVES + unit.encode()
-        is_first = unit not in self._noted
-        step = self._noted.setdefault(unit, ["put", key, self.moves[key].value if key in self.moves else b"[]"])
-        rows = [*json.loads(step[2]), [round(self.now, 3), machine, target, why]]
-        step[2] = json.dumps(rows[-MOVES_KEPT:]).encode()
-        return [step] if is_first else []
-
-    def unplace(self, machine: str, unit: str) -> None:
-        """Take a decision back in this view; the old copy may still be there."""
-        del self.places[machine, unit]
-        self.state.remove(unit, machine)
-        if machine in self.alive:
-            self.holders.setdefault(unit, set()).add(machine)
-
-
 class _Steps:
     """Changes of one pass, each with the conditions under which it holds."""
 
@@ -456,18 +495,18 @@ class _Steps:
 
     def delete_place(self, machine: str, unit: str, item: Item, *more: list[Any]) -> None:
         """Take a unit off a machine; ``more`` is to change with it."""
-        key = _place_key(machine, unit)
+        key = place_key(machine, unit)
         self._groups.append(([[key, "mod", "=", item.mod]], [["delete", key], *more]))
 
     def update_place(self, machine: str, unit: str, item: Item, value: bytes) -> None:
-        key = _place_key(machine, unit)
+        key = place_key(machine, unit)
         self._groups.append(([[key, "mod", "=", item.mod]], [["put", key, value]]))
 
     def create_place(
-        self, machine: str, unit: str, view: _View, instead_of: list[str] | None = None
+        self, machine: str, unit: str, view: View, instead_of: list[str] | None = None
     ) -> None:
         """Place a unit; ``instead_of`` are lost machines, on which no state may be left."""
-        key = _place_key(machine, unit)
+        key = place_key(machine, unit)
         conditions = [
             [key, "version", "=", 0],
             view.known.guard(unit),
@@ -475,11 +514,11 @@ class _Steps:
         ]
         changes: list[Any] = [["put", key, view.place_value(unit, machine)]]
         for lost in instead_of or ():
-            old = _place_key(lost, unit)
+            old = place_key(lost, unit)
             conditions.append([old, "mod", "=", view.places[lost, unit].mod])
             conditions.append([STATES + f"{lost}/{unit}".encode(), "version", "=", 0])
             changes.append(["delete", old])
-            changes += view.moved(unit, lost, machine, "its machine was lost")
+            changes += view.moved(unit, lost, machine, LOST)
         self._groups.append((conditions, changes))
 
     def first_batch(self) -> tuple[list[Any], list[Any], bool] | None:
@@ -495,22 +534,6 @@ class _Steps:
         return (compares, changes, False) if changes else None
 
 
-def _run_of(record: dict[str, Any]) -> tuple[str, int]:
-    """Which start of which file a record of a unit, or of its place, is about."""
-    return record["hash"], record.get("restarts", 0)
-
-
-def _place_key(machine: str, unit: str) -> bytes:
-    return PLACES + f"{machine}/{unit}".encode()
-
-
-def _place_value(wanted: dict[str, Any], hold: Hold | None = None) -> bytes:
-    value = {
-        "content": wanted["content"],
-        "hash": wanted["hash"],
-        "launched": wanted["desired"] == "launched" and hold is None,
-        "restarts": wanted.get("restarts", 0),
-    }
-    if hold is not None:
-        value |= {"hold": hold.reason, "blocked": hold.blocked}
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+def _is_job(spec: UnitSpec) -> bool:
+    """Whether a unit's work comes to an end."""
+    return spec.type == "oneshot" and not spec.remain_after_exit and not spec.is_global

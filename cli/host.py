@@ -311,7 +311,8 @@ class Host:
             membership.machine, config.name, config.transport,
             f"http://{doors[0][0]}:{doors[0][1]}" if doors else "",
             config.advertise or resolve(config.transport)[0], dict(config.metadata), config.role, VERSION,
-            _container_endpoint(config, doors),
+            _container_endpoint(config, doors), float(len(os.sched_getaffinity(0))),
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )  # fmt: skip
         return boot(
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings

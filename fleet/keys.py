@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import names, syntax
+from . import constraints, names, rollout, syntax
 from .dependencies import RELATIONS
 from .spec import DIRECTORY_ROOTS, Command, Condition, Output
 
@@ -434,9 +434,22 @@ def _condition(kind: str, is_assert: bool) -> Handler:
 def _metadata(loader: Loader, value: str) -> None:
     for word in loader.words(value):
         key, equals, text = word.partition("=")
-        if not equals or not key or not text or "=" in text:
-            raise ValueError(f"{word!r} is not KEY=VALUE")
-        loader.spec.machine_metadata.append((key, text))
+        if equals and text and "=" not in text and re.fullmatch(r"[^\s!~]+", key):
+            loader.spec.machine_metadata.append((key, text))
+        else:
+            loader.spec.machine_rules.append(constraints.rule(word))
+
+
+def _affinity(loader: Loader, value: str) -> None:
+    loader.spec.affinity += [constraints.affinity(word) for word in loader.words(value)]
+
+
+def _cpu(value: str) -> float:
+    """Processors: 0.5, or 500m (thousandths)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", value)
+    if match is None:
+        raise ValueError(f"{value!r} is not a number of processors: 2, 0.5 or 500m are")
+    return float(match.group(1)) / (1000 if match.group(2) else 1)
 
 
 def _machine_of(loader: Loader, value: str) -> None:
@@ -590,6 +603,7 @@ KEYS: dict[str, dict[str, Handler]] = {
         "MachineOf": _machine_of,
         "MachineMetadata": _metadata,
         "Conflicts": _words("conflicts"),
+        "Replaces": _words("replaces"),
         "Global": _flag("is_global"),
         "X-ConditionMachineID": _machine_id,
         "X-ConditionMachineOf": _machine_of,
@@ -605,5 +619,18 @@ KEYS: dict[str, dict[str, Handler]] = {
         "HealthRetries": _health_setting("retries", int),
         "HealthStartPeriod": _health_setting("start_period", syntax.duration),
         "OnPartition": _choice("on_partition", ("stop", "keep")),
+        "LostAfter": _duration("lost_after"),
+        "Cpu": _parsed("cpu", _cpu),
+        "Memory": _parsed("memory", syntax.size),
+        "MaxPerMachine": _number("max_per_machine", 0, 100_000),
+        "Spread": _text("spread"),
+        "Affinity": _affinity,
+        "Placement": _choice("placement", ("spread", "pack")),
+        "Priority": _number("priority", 0, 100),
+        "Reschedule": _number("reschedule", 0, 1000),
+        "Replicas": _number("replicas", 0, 10_000),
+        "MaxUnavailable": _number("max_unavailable", 1, 10_000),
+        "Update": _parsed("update", rollout.policy),
+        "RemoveAfter": _duration("remove_after"),
     },
 }

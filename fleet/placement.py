@@ -1,7 +1,8 @@
 """Where units go: fleet's rules, the same answer for the same input, a reason for each no.
 
-Candidates are machines in order of how few units they run, then of id; the first that
-passes every rule is taken.  Pure: the scheduler actor owns the state it is asked with.
+Hard rules refuse a machine, each with a sentence.  Of the machines that are left the best
+is taken: fewest units, then id, as fleet did, unless the unit wishes otherwise (Affinity=,
+Spread=, Placement=pack).  Pure: the scheduler actor owns the state it is asked with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from .spec import UnitSpec
 
 #: More than this share of the machines lost at once is taken for a fault of ours: move nothing.
 BRAKE_SHARE = 0.5
+#: By how much a unit's Priority= must be higher for it to take another's room.
+PREEMPT_BY = 10
+#: The key of Spread= and Affinity= that is a machine's own name.
+MACHINE_KEY = "machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,18 @@ class Candidate:
     name: str
     metadata: tuple[tuple[str, str], ...] = ()
     has_engine: bool = True
+    #: processors and bytes that units may reserve; 0 is unknown, and without limit
+    cpus: float = 0.0
+    memory: int = 0
+    #: it takes no units, because an operator or an update empties it
+    draining: bool = False
+    #: it was lost so often of late that others are taken first
+    flapping: bool = False
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Metadata, and the machine's name under ``machine``."""
+        return {MACHINE_KEY: self.name, **dict(self.metadata)}
 
 
 @dataclass(slots=True)
@@ -35,6 +52,10 @@ class Placements:
     #: unit -> machines that have it (several only for global units)
     where: dict[str, set[str]] = field(default_factory=dict)
     on: dict[str, set[str]] = field(default_factory=dict)
+    #: units that are leaving a machine and still use what they reserved there
+    leaving: dict[str, set[str]] = field(default_factory=dict)
+    #: machines on which a unit failed of late: others are taken first
+    failed_on: dict[str, set[str]] = field(default_factory=dict)
 
     def place(self, unit: str, machine: str) -> None:
         """Book a unit on a machine."""
@@ -48,32 +69,36 @@ class Placements:
             self.where.pop(unit, None)
         self.on.get(machine, set()).discard(unit)
 
+    def reserved(self, machine: str, without: Iterable[str] = ()) -> tuple[float, int]:
+        """Processors and bytes that units on a machine have reserved, those that are leaving among them."""
+        cpus, memory = 0.0, 0
+        for unit in (self.on.get(machine, set()) | self.leaving.get(machine, set())).difference(without):
+            spec = self.units.get(unit)
+            if spec is not None:
+                cpus += spec.cpu
+                memory += spec.memory
+        return cpus, memory
+
 
 def refusal(spec: UnitSpec, machine: Candidate, state: Placements) -> str:
-    """Why this unit may not run on this machine; empty when it may."""
+    """Why this unit may not run on this machine; empty when it may.
+
+    For a unit that is there already: why it may not stay.  A machine that is emptied, or has
+    less to reserve than before, is no such reason.
+    """
     name = spec.name.full
+    is_here = name in state.on.get(machine.id, ())
+    if machine.draining and not is_here:
+        return "it is being drained"
     if spec.container is not None and not machine.has_engine:
         return "it has no engine for containers (the key engine of its configuration)"
     if spec.machine_id and not _is_machine(spec.machine_id, machine):
         return f"MachineID={spec.machine_id} names another machine"
-    refused = _metadata_refusal(spec, machine)
-    if refused:
-        return refused
-    here = state.on.get(machine.id, set())
-    for peer in spec.machine_of:
-        if peer not in here:
-            return f"MachineOf={peer}: that unit is not on this machine"
-    for other in sorted(here):
-        if other == name:
-            continue
-        pattern = _matching(spec.conflicts, other)
-        if pattern:
-            return f"Conflicts={pattern} matches {other}, which is here"
-        other_spec = state.units.get(other)
-        pattern = _matching(other_spec.conflicts, name) if other_spec is not None else ""
-        if pattern:
-            return f"{other}, which is here, has Conflicts={pattern}"
-    return ""
+    return (
+        _metadata_refusal(spec, machine)
+        or _neighbours_refusal(spec, machine, state)
+        or ("" if is_here else room_refusal(spec, machine, state))
+    )
 
 
 def _is_machine(wanted: str, machine: Candidate) -> bool:
@@ -81,19 +106,86 @@ def _is_machine(wanted: str, machine: Candidate) -> bool:
 
 
 def _metadata_refusal(spec: UnitSpec, machine: Candidate) -> str:
-    """OR among values of one key, AND across keys."""
+    """OR among values of one key, AND across keys; and each of the other rules."""
+    if not spec.machine_metadata and not spec.machine_rules:
+        return ""
     have = dict(machine.metadata)
     wanted: dict[str, list[str]] = {}
     for key, value in spec.machine_metadata:
         wanted.setdefault(key, []).append(value)
     for key, values in sorted(wanted.items()):
         if have.get(key) not in values:
-            is_now = f"it is {have[key]}" if key in have else "it has none"
-            return f"MachineMetadata={key}={'|'.join(values)}: {is_now}"
+            return f"MachineMetadata={key}={'|'.join(values)}: {_is_now(have, key)}"
+    for rule in spec.machine_rules:
+        if not rule.holds(have):
+            return f"MachineMetadata={rule}: {_is_now(have, rule.key)}"
     return ""
 
 
-def _matching(patterns: Iterable[str], name: str) -> str:
+def _is_now(have: dict[str, str], key: str) -> str:
+    return f"it is {have[key]}" if key in have else "it has none"
+
+
+def _neighbours_refusal(spec: UnitSpec, machine: Candidate, state: Placements) -> str:
+    """MachineOf, Conflicts and Replaces; the last two bind both sides."""
+    name = spec.name.full
+    here = state.on.get(machine.id, set())
+    for peer in spec.machine_of:
+        if peer not in here:
+            return f"MachineOf={peer}: that unit is not on this machine"
+    for other in sorted(here):
+        if other == name:
+            continue
+        pattern = matching(spec.conflicts, other)
+        if pattern:
+            return f"Conflicts={pattern} matches {other}, which is here"
+        other_spec = state.units.get(other)
+        if other_spec is None:
+            continue
+        pattern = matching(other_spec.conflicts, name)
+        if pattern:
+            return f"{other}, which is here, has Conflicts={pattern}"
+        pattern = matching(other_spec.replaces, name)
+        if pattern:
+            return f"{other}, which is here, has Replaces={pattern}"
+    return ""
+
+
+def room_refusal(spec: UnitSpec, machine: Candidate, state: Placements, without: Iterable[str] = ()) -> str:
+    """Why there is no room for a unit: MaxPerMachine=, Cpu=, Memory=; ``without``: units to be thought away."""
+    if spec.max_per_machine:
+        kin = [u for u in siblings(spec, state, machine.id) if u not in set(without)]
+        if len(kin) >= spec.max_per_machine:
+            return f"MaxPerMachine={spec.max_per_machine}: {', '.join(kin)} {'is' if len(kin) == 1 else 'are'} here"
+    if not spec.cpu and not spec.memory:
+        return ""
+    cpus, memory = state.reserved(machine.id, without)
+    if machine.cpus and cpus + spec.cpu > machine.cpus + 1e-9:
+        return f"Cpu={spec.cpu:g}: {max(0.0, machine.cpus - cpus):g} of {machine.cpus:g} are free"
+    if machine.memory and memory + spec.memory > machine.memory:
+        return f"Memory={size(spec.memory)}: {size(max(0, machine.memory - memory))} of {size(machine.memory)} are free"
+    return ""
+
+
+def size(count: int) -> str:
+    """Bytes for people: 512B, 1.5G."""
+    value, units = float(count), "BKMGT"
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.4g}{units[0]}"
+
+
+def siblings(spec: UnitSpec, state: Placements, machine: str) -> list[str]:
+    """Instances of the same template on a machine, without the unit itself."""
+    name, template = spec.name.full, spec.name.template
+    if not template:
+        return []
+    here = state.on.get(machine, ())
+    return sorted(u for u in here if u != name and (s := state.units.get(u)) is not None and s.name.template == template)
+
+
+def matching(patterns: Iterable[str], name: str) -> str:
+    """The first pattern that matches a unit's name, with or without its suffix; empty if none does."""
     stem = name[: -len(".service")] if name.endswith(".service") else name
     for pattern in patterns:
         if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(stem, pattern):
@@ -104,13 +196,99 @@ def _matching(patterns: Iterable[str], name: str) -> str:
 def choose(spec: UnitSpec, state: Placements) -> tuple[str, dict[str, str]]:
     """The machine for a unit (empty if none), and the reason of every machine refused."""
     refusals: dict[str, str] = {}
-    order = sorted(state.machines, key=lambda m: (len(state.on.get(m, ())), m))
-    for machine in order:
+    rank = _ranking(spec, state)
+    for machine in sorted(state.machines, key=rank):
         why = refusal(spec, state.machines[machine], state)
         if not why:
             return machine, refusals
         refusals[machine] = why
     return "", refusals
+
+
+def _ranking(spec: UnitSpec, state: Placements) -> _Ranking:
+    spread: dict[str, int] = {}
+    if spec.spread:
+        for machine, candidate in state.machines.items():
+            value = candidate.facts.get(spec.spread, "")
+            spread[value] = spread.get(value, 0) + len(siblings(spec, state, machine))
+    return _Ranking(spec, state, spread)
+
+
+class _Ranking:
+    """The order of machines for a unit: smaller is better."""
+
+    def __init__(self, spec: UnitSpec, state: Placements, spread: dict[str, int]) -> None:
+        self._spec = spec
+        self._state = state
+        self._spread = spread
+        self._failed = state.failed_on.get(spec.name.full, set())
+
+    def __call__(self, machine: str) -> tuple[bool, bool, int, int, float, int, str]:
+        spec, state = self._spec, self._state
+        candidate = state.machines[machine]
+        units = state.on.get(machine, set())
+        facts = candidate.facts
+        wishes = sum(wish.weight for wish in spec.affinity if wish.holds(facts, units)) if spec.affinity else 0
+        together = self._spread.get(facts.get(spec.spread, ""), 0) if spec.spread else 0
+        count, used = len(units), 0.0
+        if spec.cpu or spec.memory:
+            used = self._share(candidate)
+        if spec.placement == "pack":
+            count, used = -count, -used
+        return machine in self._failed, candidate.flapping, -wishes, together, used, count, machine
+
+    def _share(self, candidate: Candidate) -> float:
+        """How much of what a machine has is reserved, by its scarcer part; 0 if that is unknown."""
+        cpus, memory = self._state.reserved(candidate.id)
+        shares = [cpus / candidate.cpus if candidate.cpus else 0.0, memory / candidate.memory if candidate.memory else 0.0]
+        return round(max(shares), 3)
+
+
+def preempt(spec: UnitSpec, state: Placements) -> tuple[str, list[str]]:
+    """A machine with room for a unit once others of lower priority have left it, and which these are.
+
+    Only where room is all that is missing.  The machine is taken whose victims are of the
+    least priority, then fewest; empty if there is none.  No victims: the room is being made.
+    """
+    best: tuple[tuple[int, int, str], str, list[str]] | None = None
+    for machine, candidate in state.machines.items():
+        if candidate.draining or not room_refusal(spec, candidate, state):
+            continue
+        if _metadata_refusal(spec, candidate) or _neighbours_refusal(spec, candidate, state):
+            continue
+        if spec.machine_id and not _is_machine(spec.machine_id, candidate):
+            continue
+        if not room_refusal(spec, candidate, state, state.leaving.get(machine, ())):
+            return machine, []  # room is being made
+        victims = _victims(spec, candidate, state)
+        if victims:
+            highest = max(state.units[unit].priority for unit in victims)
+            rank = (highest, len(victims), machine)
+            if best is None or rank < best[0]:
+                best = rank, machine, victims
+    return (best[1], best[2]) if best is not None else ("", [])
+
+
+def _victims(spec: UnitSpec, machine: Candidate, state: Placements) -> list[str]:
+    """Units of lower priority on a machine without which there is room, none of them needlessly."""
+    lower = [
+        unit
+        for unit in state.on.get(machine.id, ())
+        if (s := state.units.get(unit)) is not None and not s.is_global and s.priority + PREEMPT_BY <= spec.priority
+    ]
+    lower.sort(key=lambda unit: (state.units[unit].priority, unit))
+    chosen: list[str] = []
+    for unit in lower:
+        chosen.append(unit)
+        if not room_refusal(spec, machine, state, chosen):
+            break
+    else:
+        return []
+    for unit in list(chosen):  # the last ones may have made room enough alone
+        rest = [u for u in chosen if u != unit]
+        if not room_refusal(spec, machine, state, rest):
+            chosen = rest
+    return chosen
 
 
 def brake(lost: int, known: int) -> bool:

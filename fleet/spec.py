@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import names, syntax
+from .constraints import Affinity, Rule
+from .rollout import Policy
 
 if TYPE_CHECKING:
     from .container import ContainerSpec
@@ -182,13 +184,33 @@ class UnitSpec:
     machine_id: str = ""
     machine_of: list[str] = field(default_factory=list)
     machine_metadata: list[tuple[str, str]] = field(default_factory=list)
+    #: what of MachineMetadata= is more than fleet's KEY=VALUE
+    machine_rules: list[Rule] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
+    replaces: list[str] = field(default_factory=list)
     is_global: bool = False
     # [X-Argosy]
     ports: list[tuple[str, int]] = field(default_factory=list)
     announce: str = ""
     health: HealthCheck | None = None
     on_partition: str = "stop"
+    #: seconds after the end of its machine's lease before the unit is placed elsewhere
+    lost_after: float = 0.0
+    cpu: float = 0.0  # processors reserved
+    memory: int = 0  # bytes reserved
+    max_per_machine: int = 0  # instances of the template; 0 is no limit
+    spread: str = ""
+    affinity: list[Affinity] = field(default_factory=list)
+    placement: str = "spread"
+    priority: int = 50
+    #: how often in an hour a unit that failed for good is moved to another machine
+    reschedule: int = 0
+    replicas: int | None = None
+    #: instances of the template that a drain or a rebalance may have down at once
+    max_unavailable: int = 1
+    update: Policy = field(default_factory=Policy)
+    #: seconds after its end at which a oneshot that did its work is destroyed
+    remove_after: float = syntax.INFINITY
 
     @property
     def notifies(self) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from . import container, names, syntax, timer
+from . import container, names, placement, syntax, timer
 from .dropins import Origins
 from .keys import IGNORED, KEYS
 from .spec import HealthCheck, UnitSpec
@@ -256,10 +256,21 @@ class Loader:
         container.adopt(inner, spec)
 
     def _finish_placement(self, spec: UnitSpec) -> None:
-        if spec.machine_id and (spec.machine_of or spec.conflicts or spec.is_global):
-            self._at("MachineID", "excludes MachineOf, Conflicts and Global")
-        if spec.is_global and spec.machine_of:
-            self._at("Global", "excludes MachineOf")
+        if spec.machine_id and (spec.machine_of or spec.conflicts or spec.is_global or spec.replaces):
+            self._at("MachineID", "excludes MachineOf, Conflicts, Global and Replaces")
+        if spec.is_global and (spec.machine_of or spec.replaces):
+            self._at("Global", "excludes MachineOf and Replaces")
+        if spec.conflicts and spec.replaces:
+            self._at("Replaces", "excludes Conflicts")
+        for peer in spec.machine_of:
+            if placement.matching([*spec.conflicts, *spec.replaces], peer):
+                self._at("MachineOf", f"names {peer}, which Conflicts= or Replaces= matches")
+        if spec.replicas is not None and not spec.name.template and not spec.name.is_template:
+            self._at("Replicas", "is for templates (NAME@.service): a unit by itself runs once")
+        if spec.max_per_machine and not spec.name.template and not spec.name.is_template:
+            self._at("MaxPerMachine", "is for templates (NAME@.service)")
+        if spec.remove_after != syntax.INFINITY and spec.type != "oneshot":
+            self._at("RemoveAfter", "is for Type=oneshot: other services do not end their work")
 
     def _at(self, key: str, text: str) -> None:
         self.problems.append(Problem(self.file, self._seen.get(key, 0), key, text))

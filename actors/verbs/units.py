@@ -11,11 +11,13 @@ from typing import Any
 from brain.store import Store, prefix_end
 from fleet import dependencies, dropins, names, placement, syntax, timer, unitfile
 from fleet.dependencies import Graph, is_over
-from fleet.placement import Candidate, Placements
+from fleet.placement import Placements
+from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, MOVES, TIMERS, UNITS
+from ..brain_client import MOVES, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
+from ..picture import placements
 from ..raft_messages import Query
 from ..unit_messages import Reload
 from ..wanted import Known
@@ -681,17 +683,10 @@ def _utc(moment: float) -> str:
 
 
 def _placements(control: Control) -> Placements:
-    picture = Placements()
-    for machine, about in control.machines().items():
-        if ALIVE + machine.encode() in control.items(ALIVE):
-            metadata = tuple(sorted(about["metadata"].items()))
-            picture.machines[machine] = Candidate(machine, about["name"], metadata, about.get("engine", True))
+    specs: dict[str, UnitSpec | None] = {}
     for unit, record in control.units().items():
         try:
-            picture.units[unit] = unitfile.load(unit, record["content"])[0]
+            specs[unit] = unitfile.load(unit, record["content"])[0]
         except ValueError:
             continue
-    for unit, machines in control.places().items():
-        for machine in machines:
-            picture.place(unit, machine)
-    return picture
+    return placements(control.items, specs, control.ports.clock.wall())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleet import environment, execution, names, syntax, unitfile
+from fleet import constraints, environment, execution, names, syntax, unitfile
 from fleet.spec import Output, UnitSpec
 from fleet.syntax import UnitFileError
 
@@ -98,7 +98,7 @@ def test_every_problem_is_told_at_once_with_its_place() -> None:
         "web.service:7:16: TimeoutStopSec: 'soon' is not a time span: 5, 5s, 2min 200ms or infinity are",
         "web.service:9:6: Port: '1x' is not NAME or NAME:NUMBER",
         "web.service:10:11: Conflicts: belongs to [Unit] or [X-Fleet], not to [X-Argosy]",
-        "web.service:12:17: MachineMetadata: 'zone' is not KEY=VALUE",
+        f"web.service:12:17: MachineMetadata: 'zone' is not {constraints.ACCEPTED}",
         "web.service:13:1: 'nonsense' is not an assignment: Key=value is",
     ]
 

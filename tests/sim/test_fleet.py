@@ -48,7 +48,7 @@ def _long_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ignore_holders(patch: pytest.MonkeyPatch) -> None:
-    original = scheduler._View.__init__
+    original = scheduler.View.__init__
 
     class Nobody(dict[str, set[str]]):
         def get(self, *_: Any) -> Any:
@@ -58,7 +58,7 @@ def _ignore_holders(patch: pytest.MonkeyPatch) -> None:
         original(self, *arguments)
         self.holders = Nobody()
 
-    patch.setattr(actors.scheduler._View, "__init__", blind)
+    patch.setattr(actors.scheduler.View, "__init__", blind)
 
 
 @pytest.mark.parametrize(

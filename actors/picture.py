@@ -1,0 +1,304 @@
+"""What is stored of the fleet, put together for a decision: the same for the scheduler and for operators.
+
+Everything here is derived from keys of the brain: nothing is remembered, so that the next
+leader decides as this one would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from brain.store import Item
+from fleet import dependencies
+from fleet.dependencies import Graph, Hold, Phase
+from fleet.placement import Candidate, Placements
+from fleet.spec import UnitSpec
+
+from .brain_client import ALIVE, DONE, MACHINES, MOVES, ORDERS, PLACES, REACTED, STATES, UNITS
+from .wanted import Known
+
+#: Moves of a unit from one machine to another that are remembered.
+MOVES_KEPT = 10
+#: Why units left machines, as far as it matters for what is decided later.
+LOST, FAILED_THERE = "its machine was lost", "it failed there"
+#: Losses of a machine within so many seconds that make it one to be avoided.
+FLAPS, FLAP_WINDOW_S = 3, 600.0
+#: Seconds for which a machine on which a unit failed is avoided by that unit.
+AVOID_S = 600.0
+
+Items = Callable[[bytes], Mapping[bytes, Item]]
+
+
+def orders(item: Item | None) -> dict[str, Any]:
+    """What operators want of a machine: ``metadata`` over its own, and ``drain`` while it is emptied."""
+    known: dict[str, Any] = json.loads(item.value) if item is not None else {}
+    return {"metadata": {}, "drain": None, **known}
+
+
+def metadata(about: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str, str]:
+    """A machine's metadata: its own, and an operator's over that; an empty value takes a key away."""
+    merged = {**about["metadata"], **order["metadata"]}
+    return {key: value for key, value in merged.items() if value != ""}
+
+
+def flapping(moves: Mapping[bytes, Item], now: float) -> set[str]:
+    """Machines that units left again and again of late because they were lost."""
+    times: dict[str, set[float]] = {}
+    for item in moves.values():
+        for moment, machine, _, why in json.loads(item.value):
+            if why == LOST and now - moment < FLAP_WINDOW_S:
+                times.setdefault(machine, set()).add(moment)
+    return {machine for machine, moments in times.items() if len(moments) >= FLAPS}
+
+
+def failed_on(moves: Mapping[bytes, Item], now: float) -> dict[str, set[str]]:
+    """Machines that each unit left of late because it failed there."""
+    found: dict[str, set[str]] = {}
+    for key, item in moves.items():
+        if FAILED_THERE.encode() not in item.value:
+            continue
+        for moment, machine, _, why in json.loads(item.value):
+            if why.startswith(FAILED_THERE) and now - moment < AVOID_S:
+                found.setdefault(key[len(MOVES) :].decode(), set()).add(machine)
+    return found
+
+
+def machine_and_unit(prefix: bytes, key: bytes) -> tuple[str, str]:
+    """The two names in a key of a place or a state."""
+    machine, _, unit = key[len(prefix) :].decode().partition("/")
+    return machine, unit
+
+
+def placements(items: Items, specs: Mapping[str, UnitSpec | None], now: float) -> Placements:
+    """Machines that are alive, units, and where these are."""
+    state = Placements()
+    unsteady = flapping(items(MOVES), now)
+    alive = items(ALIVE)
+    for key, item in items(MACHINES).items():
+        machine = key[len(MACHINES) :].decode()
+        if ALIVE + machine.encode() not in alive:
+            continue
+        about = json.loads(item.value)
+        order = orders(items(ORDERS).get(ORDERS + machine.encode()))
+        state.machines[machine] = Candidate(
+            machine, about["name"], tuple(sorted(metadata(about, order).items())), about.get("engine", True),
+            about.get("cpus", 0.0), about.get("memory", 0), order["drain"] is not None, machine in unsteady,
+        )  # fmt: skip
+    state.units = {unit: spec for unit, spec in specs.items() if spec is not None}
+    state.failed_on = failed_on(items(MOVES), now)
+    places = items(PLACES)
+    for key in places:
+        machine, unit = machine_and_unit(PLACES, key)
+        if machine in state.machines:
+            state.place(unit, machine)
+    for key in items(STATES):
+        machine, unit = machine_and_unit(STATES, key)
+        if machine in state.machines and PLACES + key[len(STATES) :] not in places:
+            state.leaving.setdefault(machine, set()).add(unit)
+    return state
+
+
+class View:
+    """All pictures, read together, at one moment."""
+
+    def __init__(self, items: Items, spec_of: Callable[[str, dict[str, Any]], UnitSpec | None], now: float) -> None:
+        self.known = Known(items(UNITS))
+        self.units: dict[str, dict[str, Any]] = {unit: record for unit, (record, _) in self.known.items()}
+        self.specs = {unit: spec_of(unit, wanted) for unit, wanted in self.units.items()}
+        if self.known.aliases:
+            self.specs = {unit: spec and self.known.by_own_names(spec) for unit, spec in self.specs.items()}
+        self.places: dict[tuple[str, str], Item] = {
+            machine_and_unit(PLACES, key): item for key, item in items(PLACES).items()
+        }
+        self.by_unit: dict[str, list[tuple[str, str]]] = {}
+        for machine, unit in self.places:
+            self.by_unit.setdefault(unit, []).append((machine, unit))
+        self.holders: dict[str, set[str]] = {}
+        self._states: dict[str, dict[str, Item]] = {}
+        for key, item in items(STATES).items():
+            machine, unit = machine_and_unit(STATES, key)
+            self._states.setdefault(unit, {})[machine] = item
+            if (machine, unit) not in self.places:
+                self.holders.setdefault(unit, set()).add(machine)
+        self.reacted: Mapping[bytes, Item] = items(REACTED)
+        self.moves: Mapping[bytes, Item] = items(MOVES)
+        self.done: Mapping[bytes, Item] = items(DONE)
+        self.orders = {key[len(ORDERS) :].decode(): orders(item) for key, item in items(ORDERS).items()}
+        self.now = now  # Unix time
+        self._noted: dict[str, list[Any]] = {}  # the steps of :meth:`moved`
+        self._said: dict[str, dict[str, dict[str, Any]]] = {}
+        self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
+        self.involved = self.graph.involved
+        self.state = placements(items, self.specs, now)
+        self.alive = {m: items(ALIVE)[ALIVE + m.encode()] for m in self.state.machines}
+        self._kin: dict[str, list[str]] | None = None
+
+    def states(self, unit: str) -> dict[str, dict[str, Any]]:
+        """What machines say of a unit."""
+        if unit not in self._said:
+            self._said[unit] = {m: json.loads(item.value) for m, item in self._states.get(unit, {}).items()}
+        return self._said[unit]
+
+    # -- what units are to each other -------------------------------------------------------
+
+    def phase_of(self, unit: str, near: str = "") -> Phase:
+        """What a unit does; of a global one, what it does on the machine ``near``, if it is there."""
+        wanted = self.units[unit]
+        machines = [machine for machine, _ in self.by_unit.get(unit, ())]
+        states = self.states(unit)
+        spec = self.specs[unit]
+        if spec is not None and spec.is_global and near in machines:
+            machines, states = [near], {m: state for m, state in states.items() if m == near}
+            wanted = wanted_on(wanted, near)
+        places = [json.loads(self.places[m, unit].value) for m in machines if (m, unit) in self.places]
+        let_go = any(place["launched"] and run_of(place) == run_of(wanted) for place in places)
+        return dependencies.phase(wanted, let_go, states.values())
+
+    def is_over(self, unit: str) -> bool:
+        """Whether a unit ran, and has ended."""
+        return any(map(dependencies.is_over, self.states(unit).values()))
+
+    def is_well(self, unit: str, machine: str = "") -> bool:
+        """Whether a unit runs as it is wanted, and is healthy (on one machine, if it is named)."""
+        wanted = self.units[unit]
+        return any(
+            runs_well(state, wanted_on(wanted, m)) and (m, unit) in self.places and m in self.alive
+            for m, state in self.states(unit).items() if not machine or m == machine
+        )  # fmt: skip
+
+    def kin(self, unit: str) -> list[str]:
+        """Units that shall run, of the same template; a unit by itself is its own."""
+        if self._kin is None:
+            self._kin = {}
+            for other, record in self.units.items():
+                spec = self.specs[other]
+                if record["desired"] == "launched" and spec is not None and spec.name.template:
+                    self._kin.setdefault(spec.name.template, []).append(other)
+        spec = self.specs[unit]
+        return self._kin.get(spec.name.template, [unit]) if spec is not None else [unit]
+
+    def place_value(self, unit: str, machine: str, item: Item | None = None) -> bytes:
+        """What a machine is to be told of a unit: also whether it may start, and if not, why."""
+        wanted = wanted_on(self.units[unit], machine)
+        if unit not in self.involved:
+            return place_value(wanted)
+        place = json.loads(item.value) if item is not None else {}
+        if item is not None and self.lingers(unit, item):
+            return item.value
+        if wanted["desired"] != "launched":
+            return place_value(wanted)
+        let_go = place.get("launched") and run_of(place) == run_of(wanted)
+        judge = self.graph.may_stay if let_go else self.graph.may_start
+        return place_value(wanted, judge(unit, lambda other: self.phase_of(other, machine)))
+
+    def lingers(self, unit: str, item: Item) -> bool:
+        """Whether a unit that is to stop, or to start anew, must wait for those after it to stop first."""
+        if unit not in self.involved or self.units.get(unit) is None:
+            return False
+        place, wanted = json.loads(item.value), self.units[unit]
+        ends = wanted["desired"] != "launched" or run_of(place) != run_of(wanted)
+        return bool(place["launched"] and ends and self.graph.must_linger(unit, self._stops))
+
+    def _stops(self, unit: str) -> bool:
+        """Whether a unit is up and on its way down."""
+        wanted = self.units[unit]
+        for machine, state in self.states(unit).items():
+            if state["active"] not in ("active", "activating", "reloading", "deactivating"):
+                continue
+            place = self.places.get((machine, unit))
+            held = place is None or not json.loads(place.value)["launched"]
+            if held or wanted["desired"] != "launched" or _run_of_state(state) != run_of(wanted_on(wanted, machine)):
+                return True
+        return False
+
+    # -- what shall be where ----------------------------------------------------------------------
+
+    def wanted(self) -> list[str]:
+        """Units that shall be placed, in order: followers after what they follow, the more important first."""
+        names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
+
+        def rank(unit: str) -> tuple[bool, int]:
+            spec = self.specs[unit]
+            assert spec is not None
+            return bool(spec.machine_of), -spec.priority
+
+        return sorted(names, key=rank)
+
+    def done_run(self, unit: str) -> dict[str, Any] | None:
+        """The record of a job's end, if it has done its work in the run that is wanted."""
+        item = self.done.get(DONE + unit.encode())
+        record: dict[str, Any] | None = json.loads(item.value) if item is not None else None
+        return record if record is not None and tuple(record["run"]) == run_of(self.units[unit]) else None
+
+    def failures(self, unit: str, within: float) -> list[float]:
+        """When a unit left machines because it had failed there, in the last ``within`` seconds."""
+        item = self.moves.get(MOVES + unit.encode())
+        rows = json.loads(item.value) if item is not None else []
+        return [moment for moment, _, _, why in rows if why.startswith(FAILED_THERE) and self.now - moment < within]
+
+    def moved(self, unit: str, machine: str, target: str, why: str) -> list[list[Any]]:
+        """What notes that a unit left a machine: the last :data:`MOVES_KEPT` are kept.
+
+        A unit that leaves several machines in one pass has one step for that: a transaction
+        writes a key once.
+        """
+        key = MOVES + unit.encode()
+        is_first = unit not in self._noted
+        step = self._noted.setdefault(unit, ["put", key, self.moves[key].value if key in self.moves else b"[]"])
+        rows = [*json.loads(step[2]), [round(self.now, 3), machine, target, why]]
+        step[2] = json.dumps(rows[-MOVES_KEPT:]).encode()
+        return [step] if is_first else []
+
+    def unplace(self, machine: str, unit: str) -> None:
+        """Take a decision back in this view; the old copy may still be there."""
+        del self.places[machine, unit]
+        self.state.remove(unit, machine)
+        if machine in self.alive:
+            self.holders.setdefault(unit, set()).add(machine)
+            self.state.leaving.setdefault(machine, set()).add(unit)
+
+
+def wanted_on(wanted: dict[str, Any], machine: str) -> dict[str, Any]:
+    """What is wanted of a unit on one machine: a global unit's next version comes machine by machine."""
+    following = wanted.get("next")
+    if following is None or machine not in following["machines"]:
+        return wanted
+    return {**wanted, "content": following["content"], "hash": following["hash"]}
+
+
+def runs_well(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a state is of the run that is wanted, and good: active and not failing, or work that is done."""
+    if _run_of_state(state) != run_of(wanted):
+        return False
+    if state["active"] == "active":
+        return bool(state["health"] != "failing")
+    return dependencies.is_over(state) and state["active"] != "failed" and state["result"] in ("success", "exec-condition")
+
+
+def run_of(record: Mapping[str, Any]) -> tuple[str, int]:
+    """Which start of which file a record of a unit, or of its place, is about."""
+    return record["hash"], record.get("restarts", 0)
+
+
+def _run_of_state(state: Mapping[str, Any]) -> tuple[str, int]:
+    return state["hash"], state.get("asked", 0)
+
+
+def place_key(machine: str, unit: str) -> bytes:
+    """Where it is stored that a unit is placed on a machine."""
+    return PLACES + f"{machine}/{unit}".encode()
+
+
+def place_value(wanted: Mapping[str, Any], hold: Hold | None = None) -> bytes:
+    """What a machine is told of a unit."""
+    value = {
+        "content": wanted["content"],
+        "hash": wanted["hash"],
+        "launched": wanted["desired"] == "launched" and hold is None,
+        "restarts": wanted.get("restarts", 0),
+    }
+    if hold is not None:
+        value |= {"hold": hold.reason, "blocked": hold.blocked}
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
