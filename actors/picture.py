@@ -157,8 +157,10 @@ class View:
         return dependencies.phase(wanted, let_go, states.values())
 
     def is_over(self, unit: str) -> bool:
-        """Whether a unit ran, and has ended."""
-        return any(map(dependencies.is_over, self.states(unit).values()))
+        """Whether a unit ran, and has ended; a job's end is known though its machine is gone."""
+        if any(map(dependencies.is_over, self.states(unit).values())):
+            return True
+        return unit in self.units and self.done_run(unit) is not None
 
     def is_well(self, unit: str, machine: str = "") -> bool:
         """Whether a unit runs as it is wanted, and is healthy (on one machine, if it is named)."""

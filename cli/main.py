@@ -6,10 +6,11 @@ import click
 from rich.console import Console
 
 from .brain_commands import actor, kv, lock
-from .fleet_commands import cluster, machine, unit
+from .cluster_commands import cluster, machine
 from .local_commands import check_config, demo, down, local, start, up, version
 from .secret_commands import registry, secret
 from .session import USAGE, Session
+from .unit_commands import unit
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

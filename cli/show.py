@@ -14,7 +14,7 @@ from rich.table import Table
 STYLES = {
     "active": "green", "ready": "green", "passing": "green", "running": "green", "leader": "bold cyan",
     "failed": "bold red", "lost": "bold red", "failing": "red", "unreachable": "bold red",
-    "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
+    "draining": "yellow", "drained": "cyan", "rebooting": "yellow", "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
     "inactive": "dim", "dead": "dim", "none": "dim",
 }  # fmt: skip
 console = Console(highlight=False)
@@ -97,6 +97,7 @@ PROCESS_COLUMNS = [
     ("MACHINE", "machine"), ("PID", "pid"), ("MEMORY", "memory"), ("CPU", "cpu"), ("PROCESS", "process"),
 ]  # fmt: skip
 HISTORY_COLUMNS = [("TIME", "at"), ("MACHINE", "machine"), ("EVENT", "event"), ("DETAIL", "detail")]
+REBALANCE_COLUMNS = [("UNIT", "unit"), ("FROM", "from"), ("TO", "to")]
 KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
 
 

@@ -291,6 +291,45 @@ def _victims(spec: UnitSpec, machine: Candidate, state: Placements) -> list[str]
     return chosen
 
 
+def rebalance(state: Placements, most: int = 10_000) -> list[tuple[str, str, str]]:
+    """Moves (unit, from, to) after which no move of one unit would even the machines out further.
+
+    ``state`` is changed as if they had been made.  Units that may run nowhere else stay.
+    """
+    moves: list[tuple[str, str, str]] = []
+    stuck: set[tuple[str, str]] = set()
+    able = [m for m, candidate in state.machines.items() if not candidate.draining]
+    while len(moves) < most:
+        order = sorted(able, key=lambda m: (len(state.on.get(m, ())), m))
+        move = next((found for fullest in reversed(order) if (found := _relief(state, fullest, order, stuck))), None)
+        if move is None:
+            return moves
+        unit, source, target = move
+        state.remove(unit, source)
+        state.place(unit, target)
+        moves.append(move)
+    return moves
+
+
+def _relief(
+    state: Placements, fullest: str, order: list[str], stuck: set[tuple[str, str]]
+) -> tuple[str, str, str] | None:
+    """A unit that may go from a machine to one with at least two units less."""
+    count = len(state.on.get(fullest, ()))
+    for unit in sorted(state.on.get(fullest, ())):
+        spec = state.units.get(unit)
+        if spec is None or spec.is_global or spec.placement == "pack" or (unit, fullest) in stuck:
+            continue
+        state.remove(unit, fullest)
+        target = next((m for m in order if m != fullest and len(state.on.get(m, ())) + 1 < count
+                       and not refusal(spec, state.machines[m], state)), "")  # fmt: skip
+        state.place(unit, fullest)
+        if target:
+            return unit, fullest, target
+        stuck.add((unit, fullest))
+    return None
+
+
 def brake(lost: int, known: int) -> bool:
     """Whether so many of the known machines are lost at once that nothing may move."""
     return known > 1 and lost / known > BRAKE_SHARE

@@ -11,7 +11,7 @@ from brain.store import Store
 from kernel.mailbox import Promise
 from transport.tls import fingerprint
 
-from ..brain_client import ALIVE, MACHINES, TOKENS
+from ..brain_client import TOKENS
 from ..control import BadRequest, Command, Control, verb
 from ..raft_messages import ChangeConfig, Query, Save, Status, TransferLeadership
 
@@ -256,56 +256,3 @@ def _transfer(control: Control, args: dict[str, Any]) -> Any:
     to = control.find_machine(str(args["to"])) if args.get("to") else ""
     control.raft_ref.tell(TransferLeadership(to))
     return True
-
-
-@verb("machine.list")
-def _machine_list(control: Control, _: dict[str, Any]) -> Promise:
-    promise = Promise()
-
-    def done(status: Any, error: BaseException | None) -> None:
-        voters = set(status["voters"]) if error is None else set()
-        promise.reply([_machine(control, m, a, voters) for m, a in sorted(
-            control.machines().items(), key=lambda pair: pair[1]["name"])])  # fmt: skip
-
-    control.ask_then(control.raft_ref, Status(), 6.0, done)
-    return promise
-
-
-def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[str]) -> dict[str, Any]:
-    alive = control.items(ALIVE).get(ALIVE + machine.encode())
-    count = sum(machine in where for where in control.places().values())
-    return {
-        "id": machine, "name": about["name"], "address": about["address"],
-        "metadata": about["metadata"], "state": "ready" if alive is not None else "lost",
-        "voter": machine in voters, "units": count, "version": about["version"], "slot": "",
-        "last_seen_s": 0.0 if alive is not None else None, "endpoint": about["endpoint"],
-    }  # fmt: skip
-
-
-@verb("machine.show")
-def _machine_show(control: Control, args: dict[str, Any]) -> Any:
-    machine = control.find_machine(str(args["machine"]))
-    about = control.machines()[machine]
-    shown = _machine(control, machine, about, set())
-    del shown["voter"]
-    shown["running"] = sorted(u for u, where in control.places().items() if machine in where)
-    return shown
-
-
-@verb("machine.remove")
-def _machine_remove(control: Control, args: dict[str, Any]) -> Promise:
-    """Take a lost machine out of the cluster for good."""
-    machine = control.find_machine(str(args["machine"]))
-    if ALIVE + machine.encode() in control.items(ALIVE):
-        raise BadRequest(f"{control.machine_name(machine)} is alive; stop its host first")
-    promise = Promise()
-
-    def removed(_: Any, error: BaseException | None) -> None:
-        if error is not None:
-            promise.fail(error)
-            return
-        control.propose(["lock", "default", "forget", {"machine": control.machine_name(machine)}])
-        control.commit(["delete", MACHINES + machine.encode()], promise, lambda _: promise.reply(True))
-
-    control.ask_then(control.raft_ref, ChangeConfig("remove", machine), 6.0, removed)
-    return promise

@@ -15,9 +15,9 @@ from fleet.placement import Placements
 from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
-from ..brain_client import MOVES, TIMERS, UNITS
+from ..brain_client import DONE, MOVES, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
-from ..picture import placements
+from ..picture import placements, run_of
 from ..raft_messages import Query
 from ..unit_messages import Reload
 from ..wanted import Known
@@ -197,7 +197,10 @@ def _desire(control: Control, known: Known, units: list[str], desired: str, bump
             also = f", nor its template {parsed.template}" if parsed.template else ""
             raise Missing(f"no unit is called {unit}{also}; submit its file first")
         # starting what has ended is another run, whose outcome is not that of the last
-        over = desired == "launched" and any(map(is_over, control.states_of(unit)))
+        over = desired == "launched" and (
+            any(map(is_over, control.states_of(unit)))
+            or (unit in known and _done(control, unit, known[unit][0]) is not None)
+        )
         step = known.change(unit, desired, again=bump or over)
         if step is not None:
             edits[unit] = step
@@ -631,7 +634,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     if record["desired"] == "inactive":
         return {"unit": unit, "reason": "nobody asked for it to be loaded or started", "machines": {}}
     where = control.places().get(unit, [])
-    picture = _placements(control)
+    picture = all_placements(control)
     spec = picture.units.get(unit)
     machines: dict[str, str] = {}
     if spec is not None:
@@ -641,6 +644,9 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
                 "runs it" if machine in where else f"may run it ({len(picture.on.get(machine, ()))} units)"
             )
     alive = [m for m in where if m in picture.machines]
+    if not alive and (done := _done(control, unit, record)) is not None:
+        on, at = control.machine_name(done["machine"]), _utc(done["at"])
+        return {"unit": unit, "reason": f"it has done its work on {on} at {at}", "machines": machines}
     if not where:
         reason = "no machine qualifies" if machines else "no machine is alive"
         if any(text.startswith("may run it") for text in machines.values()):
@@ -660,10 +666,19 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     detail = f"{state['active']} ({state['sub']})" + (f", held: {held['hold']}" if held is not None else "")
     if state["result"] != "success":
         detail += f", result: {state['result']}"
+    if any(picture.machines[m].draining for m in alive):
+        detail += ", about to leave: its machine is drained"
     for key in ("status", "problem", "last_exit", "health_detail"):
         if state.get(key):
             detail += f", {key.replace('_', ' ')}: {state[key]}"
     return {"unit": unit, "reason": f"on {on}: {detail}", "machines": machines}
+
+
+def _done(control: Control, unit: str, record: dict[str, Any]) -> dict[str, Any] | None:
+    """When and where a job has done its work, in the run that is wanted."""
+    item = control.items(DONE).get(DONE + unit.encode())
+    done: dict[str, Any] | None = json.loads(item.value) if item is not None else None
+    return done if done is not None and tuple(done["run"]) == run_of(record) else None
 
 
 def _why_timer(control: Control, unit: str, record: dict[str, Any]) -> str:
@@ -682,7 +697,8 @@ def _utc(moment: float) -> str:
     return datetime.fromtimestamp(moment, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _placements(control: Control) -> Placements:
+def all_placements(control: Control) -> Placements:
+    """Machines that are alive, units, and where these are, as this host sees it."""
     specs: dict[str, UnitSpec | None] = {}
     for unit, record in control.units().items():
         try:

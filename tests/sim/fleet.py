@@ -6,7 +6,7 @@ when everything is healed, every wanted unit runs where the brain says it runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.company import Company, boot, founding_snapshot
@@ -54,7 +54,9 @@ class Outcome:
 class Fleet:
     """``size`` machines with all their actors and ``units`` simulated workloads."""
 
-    def __init__(self, seed: int, size: int, world: World) -> None:
+    def __init__(self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None) -> None:
+        """``about``: fields of the identity of machines, by name."""
+        self._about = about or {}
         self.seed = seed
         self.world = world
         self.books = Books(world)
@@ -77,6 +79,7 @@ class Fleet:
         processes = SimProcesses(machine, machine.place)  # type: ignore[attr-defined]
         ports = Ports(machine, machine, machine.disk, machine.net, processes)  # type: ignore[arg-type]
         identity = Identity(machine.name, machine.name, machine.name, "http://door", machine.name, {}, "voter", "sim")
+        identity = replace(identity, **self._about.get(machine.name, {}))
 
         def fatal(error: BaseException) -> None:
             machine.failure = error

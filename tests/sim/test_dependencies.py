@@ -2,85 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from actors.brain_client import UNITS
-from actors.control import Command
 from kernel.sim import Faults, World
 
-from .fleet import Fleet
-
-FORM = """[Unit]
-{unit}
-[Service]
-ExecStart=/bin/serve
-Restart={restart}
-RestartSec=100ms
-[X-Fleet]
-{fleet}
-"""
-
-
-class Stage:
-    """Three machines, on which units are put with what they are to each other."""
-
-    def __init__(self, world: World, seed: int) -> None:
-        self.world = world
-        self.fleet = Fleet(seed, 3, world)
-        for machine in self.fleet.machines:
-            machine.start()
-
-    def submit(self, restart: str = "no", **units: str) -> None:
-        """By short name: lines of [Unit]; all of them on different machines."""
-        files = [
-            {"name": f"{name}.service", "content": FORM.format(unit=text, restart=restart, fleet="Conflicts=*.service")}
-            for name, text in units.items()
-        ]  # fmt: skip
-        self.fleet.do("unit.submit", files=files)
-
-    def do(self, verb: str, *units: str, **more: Any) -> Any:
-        return self.fleet.do(verb, units=[f"{unit}.service" for unit in units], **more)
-
-    def refusal(self, verb: str, *units: str, **more: Any) -> str:
-        """What is said to a command that is not carried out."""
-        args = {**more, "units": [f"{unit}.service" for unit in units]}
-        future = self.fleet.machines[0].host.control.ask(Command(verb, args), block=False)
-        self.world.run(2)
-        return str(future.error)
-
-    def running(self) -> set[str]:
-        return {unit.removesuffix(".service") for unit, where in self.fleet.books.running.items() if where}
-
-    def until(self, *names: str) -> None:
-        """Wait until exactly these run."""
-        assert self.world.run_until(lambda: self.running() == set(names), 30), self.running()
-
-    def why(self, unit: str) -> str:
-        return str(self.fleet.do("unit.why", unit=f"{unit}.service")["reason"])
-
-    def log(self) -> list[str]:
-        """What began and ended, in order: ``+db`` and ``-db``."""
-        out = []
-        for line in self.world.log:
-            words = line.split()
-            if len(words) > 2 and words[2] in ("starts", "ends") and words[1].endswith(".service"):
-                out.append(("+" if words[2] == "starts" else "-") + words[1].removesuffix(".service"))
-        return out
-
-    def end(self, unit: str, number: int = 0) -> None:
-        """The workload ends by itself, with status 1, or by a signal."""
-        for machine in self.fleet.machines:
-            shim = machine.place.shims.get(f"{unit}.service")  # type: ignore[attr-defined]
-            if shim is not None and shim.main is not None:
-                shim.end(number)
-
-    def desired(self, unit: str) -> dict[str, Any]:
-        store = self.fleet.machines[0].host.raft._mailbox.actor.store
-        return json.loads(store.live[UNITS + f"{unit}.service".encode()].value)  # type: ignore[no-any-return]
+from .stage import FORM, Stage
 
 
 @pytest.fixture(params=[1, 2])
