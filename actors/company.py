@@ -23,6 +23,7 @@ from .control import Authority, Control
 from .lock_manager import LockManager
 from .machine import Identity, Machine
 from .raft_peer import PeerSettings, RaftPeer
+from .rollouts import Rollouts
 from .scheduler import Scheduler
 from .timers import Timers
 
@@ -41,6 +42,7 @@ class Company:
     machine: Ref | None = None
     scheduler: Ref | None = None
     timers: Ref | None = None
+    rollouts: Ref | None = None
     lock_manager: Ref | None = None
 
 
@@ -82,5 +84,6 @@ def boot(
     company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
     company.scheduler = system.spawn(Scheduler, ports, raft, name="scheduler", limit=LIMIT)
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
+    company.rollouts = system.spawn(Rollouts, ports, raft, name="rollouts", limit=LIMIT)
     company.lock_manager = system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT)
     return company

@@ -113,6 +113,12 @@ class Step:
     change: list[str] = field(default_factory=list)
     version: str = ""
 
+    @property
+    def surge(self) -> bool:
+        """Whether one more instance for each that is changed at once shall run, with the new version."""
+        how = self.record["policy"]["order"]
+        return how == "start-first" and self.record["phase"] in (Phase.CANARY, Phase.WAITING, Phase.ROLLING, Phase.PAUSED)
+
 
 def begin(old: str, new: str, targets: list[str], how: Policy, now: float) -> dict[str, Any]:
     """The record of a new rollout.  ``old`` and ``new`` are hashes of content."""
@@ -123,10 +129,13 @@ def begin(old: str, new: str, targets: list[str], how: Policy, now: float) -> di
     }  # fmt: skip
 
 
-def step(record: dict[str, Any], targets: Mapping[str, Target], now: float) -> Step:
+def step(
+    record: dict[str, Any], targets: Mapping[str, Target], now: float, surge: Mapping[str, Target] | None = None
+) -> Step:
     """One look: what to change, and what the rollout says of itself.
 
     ``targets``: those that exist; one that has vanished is left out.  ``now``: Unix time.
+    ``surge``: what is true of the instances that run beside them (start-first).
     """
     record = {**record, "changed": dict(record["changed"])}
     how = Policy(**record["policy"])
@@ -136,10 +145,19 @@ def step(record: dict[str, Any], targets: Mapping[str, Target], now: float) -> S
     goal = record["from"] if phase is Phase.ROLLING_BACK else record["to"]
     names = [name for name in record["targets"] if name in targets]
     failures = {name: why for name in names if (why := _failure(targets[name], record["changed"].get(name), goal, how, now))}
+    beside = surge or {} if phase is not Phase.ROLLING_BACK else {}
+    for name, one in beside.items():
+        if why := _failure(one, record["began"], goal, how, now):
+            failures[name] = why
     if failures and phase is not Phase.ROLLING_BACK:
-        stopped = _on_failure(record, how, failures, now)
+        stopped = _on_failure(record, how, failures)
         if stopped is not None:
             return stopped
+    if how.order == "start-first" and phase is not Phase.ROLLING_BACK and any(n not in record["changed"] for n in names):
+        early = [n for n, one in beside.items() if not one.well and n not in failures]
+        if early or not beside:
+            record["reason"] = f"starting {how.parallel} more first" + (f": waiting for {', '.join(early[:5])}" if early else "")
+            return Step(record)
     monitor = 0.0 if phase is Phase.ROLLING_BACK else how.monitor
     settled = [n for n in names if _settled(targets[n], record["changed"].get(n), goal, monitor, now)]
     moving = [n for n in names if targets[n].version == goal and n not in settled and n not in failures]
@@ -185,7 +203,7 @@ def _settled(target: Target, changed: float | None, goal: str, monitor: float, n
     return changed is None or now - max(target.since, changed) >= monitor
 
 
-def _on_failure(record: dict[str, Any], how: Policy, failures: dict[str, str], now: float) -> Step | None:
+def _on_failure(record: dict[str, Any], how: Policy, failures: dict[str, str]) -> Step | None:
     told = "; ".join(f"{name}: {why}" for name, why in sorted(failures.items())[:3])
     if how.on_failure == "continue":
         return None

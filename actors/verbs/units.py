@@ -8,71 +8,48 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from brain.store import Store, prefix_end
-from fleet import dependencies, dropins, names, placement, syntax, timer, unitfile
-from fleet.dependencies import Graph, is_over
+from fleet import dependencies, names, placement, timer, unitfile
+from fleet.dependencies import is_over
 from fleet.placement import Placements
 from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
-from ..brain_client import DONE, MOVES, TIMERS, UNITS
+from ..brain_client import MOVES, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
-from ..picture import placements, run_of
-from ..raft_messages import Query
+from ..picture import placements
 from ..unit_messages import Reload
 from ..wanted import Known
+from .edits import (
+    Edits,
+    check_files,
+    desire,
+    desire_with_others,
+    done_run,
+    edit,
+    is_timer,
+    refuse_cycles,
+    refuse_other_names,
+    unit_names,
+)
 
-#: Units one command may name, and units in one transaction.
-UNITS_MAX, EDIT_BATCH = 10_000, 100
-#: How often an edit is tried again when others change the same units.
-EDIT_TRIES = 10
 #: Logs (of a unit on a machine) that one command may show.
 LOG_SOURCES_MAX = 200
 #: Questions to machines that one look at a unit may ask.
 STATUS_SOURCES_MAX = 40
-#: A step of a transaction for each unit that an edit changes.
-Edits = dict[str, list[Any]]
-
-
-def _unit_names(control: Control, args: dict[str, Any]) -> list[str]:
-    known = Known(control.items(UNITS))
-    out: list[str] = []
-    for pattern in args["units"]:
-        out += [known.canonical(names.parse(name).full) for name in names.expand(str(pattern))]
-    if not out:
-        raise BadRequest("name at least one unit")
-    if len(out) > UNITS_MAX:
-        raise BadRequest(f"units_max: {UNITS_MAX} units in one command, these are {len(out)}")
-    return list(dict.fromkeys(out))
 
 
 @verb("unit.submit")
 def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
     """Check and store unit files; an equal one is no change, another one needs ``replace``."""
     promise = Promise()
-    problems: list[syntax.Problem] = []
-    heeded: list[str] = []
-    files: dict[str, str] = {}
-    for file in args["files"]:
-        name = names.parse(str(file["name"]))
-        path, content = str(file.get("path", "")), str(file["content"])
-        parts = [(str(part["path"]), str(part["content"])) for part in file.get("dropins") or ()]
-        try:
-            content, origins = dropins.merge(path, content, parts)
-            heeded += unitfile.check(name.full, content, path, origins)
-        except syntax.UnitFileError as error:
-            problems += error.problems
-        if files.setdefault(name.full, content) != content:
-            raise BadRequest(f"{name.full} is given twice, with different content")
-    if problems:
-        raise syntax.UnitFileError(problems)
+    files, heeded = check_files(args["files"])
     verdicts: dict[str, str] = {}
     notes: list[str] = []
 
     def change(known: Known, left: list[str]) -> Edits:
         edits: Edits = {}
-        _refuse_other_names(known, files)
-        notes[:] = _refuse_cycles(known, files)
+        refuse_other_names(known, files)
+        notes[:] = refuse_cycles(known, files)
         for unit in left:
             content = files[unit]
             old = known[unit][0] if unit in known else None
@@ -82,7 +59,7 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
                 verdict = "kept"
             verdicts[unit] = verdict
             if verdict in ("created", "replaced"):
-                kept = {k: v for k, v in (old or {}).items() if k in ("desired", "restarts")}
+                kept = {k: v for k, v in (old or {}).items() if k in ("desired", "restarts", "replicas", "set")}
                 record = {"desired": "inactive", "restarts": 0, **kept, "content": content, "hash": digest}
                 edits[unit] = ["put", UNITS + unit.encode(), to_json(record)]
         return edits
@@ -98,132 +75,8 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
         control.wait_for(lambda: answer if control.seen(UNITS) >= revision else None, promise, 6.0,
                          lambda: "the units are stored, and this host has not seen it yet")  # fmt: skip
 
-    _edit(control, list(files), promise, change, done)
+    edit(control, list(files), promise, change, done)
     return promise
-
-
-def _refuse_other_names(known: Known, files: dict[str, str]) -> None:
-    """A name is of one unit: its own, or an alias."""
-    taken = {alias: unit for alias, unit in known.aliases.items() if unit not in files}
-    for unit, text in files.items():
-        if unit in taken:
-            raise BadRequest(f"{unit} is another name of {taken[unit]} (Alias=)")
-        for alias in unitfile.load(unit, text)[0].aliases if not _is_timer(unit) else ():
-            owner = taken.setdefault(alias, unit)
-            if alias in known or alias in files or owner != unit:
-                raise BadRequest(f"{unit}: Alias={alias} is {'another name of ' + owner if owner != unit else 'a unit of its own'}")
-
-
-def _refuse_cycles(known: Known, files: dict[str, str]) -> list[str]:
-    """Units that wait for each other would wait for ever; what names no unit is only said."""
-    stored = known.related()
-    new = {unit: known.by_own_names(unitfile.load(unit, text)[0]) for unit, text in files.items() if not _is_timer(unit)}
-    specs = {**stored, **{unit: spec for unit, spec in new.items() if not spec.name.is_template}}
-    for unit in known:
-        if unit not in specs and (spec := known.spec(unit)) is not None and any(
-            unit in other.related.get(key, ()) for other in specs.values() for key in ("After", "Before", "BindsTo")
-        ):
-            specs[unit] = spec
-    loop = Graph(specs).cycle(new)
-    if loop:
-        raise BadRequest(f"these units would wait for each other for ever: {' after '.join(loop)}")
-    notes = []
-    for unit, spec in new.items():
-        for key, others in spec.related.items() if not spec.name.is_template else ():
-            absent = [o for o in others if not known.source(o) and not {o, names.parse(o).template} & set(files)]
-            notes += [f"{unit}: {key}={o}: there is no such unit yet; until there is, it is of no consequence" for o in absent]
-    return notes
-
-
-def _edit(
-    control: Control, units: list[str], promise: Promise, change: Callable[[Known, list[str]], Edits],
-    then: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Change what is stored of units, provided that nobody else does; ``then(revision)``.
-
-    What is stored is read from the brain, not from a mirror, which may lag behind what an
-    operator was told is done.  ``change(known, left)`` may be asked again for the units that are left.
-    """
-    left = list(units)
-    newest = 0
-
-    def attempt(tries: int) -> None:
-        def read(store: Store) -> Any:
-            return dict(store.range(UNITS, prefix_end(UNITS)))
-
-        def have(raw: Any, error: BaseException | None) -> None:
-            if error is not None:
-                promise.fail(error)
-                return
-            try:
-                known = Known(raw)
-                commit(known, list(change(known, left).items()), tries)
-            except Exception as failure:  # noqa: BLE001 - the operator must hear of it
-                promise.fail(failure)
-
-        control.ask_then(control.raft_ref, Query(read, True), 6.0, have)
-
-    def commit(known: Known, edits: list[tuple[str, list[Any]]], tries: int) -> None:
-        if not edits:
-            then(newest)
-            return
-        batch, rest = edits[:EDIT_BATCH], edits[EDIT_BATCH:]
-        guards = [known.guard(unit) for unit, _ in batch]
-
-        def done(result: Any) -> None:
-            nonlocal newest
-            if result["succeeded"]:
-                newest = result["revision"]
-                left[:] = [unit for unit in left if unit not in dict(batch)]
-                commit(known, rest, tries)
-            elif tries > 1:
-                attempt(tries - 1)
-            else:
-                promise.fail(Failed("others change the same units all the time; nothing more was changed"))
-
-        control.commit(["txn", guards, [step for _, step in batch], []], promise, done)
-
-    attempt(EDIT_TRIES)
-
-
-def _desire(control: Control, known: Known, units: list[str], desired: str, bump: bool) -> Edits:
-    """The steps that make units wanted in a state; instances are made from templates."""
-    edits: Edits = {}
-    for unit in units:
-        parsed = names.parse(unit)
-        if parsed.is_template:
-            raise BadRequest(f"{unit} is a template: name an instance like {parsed.prefix}@1.service")
-        if not known.source(unit):
-            also = f", nor its template {parsed.template}" if parsed.template else ""
-            raise Missing(f"no unit is called {unit}{also}; submit its file first")
-        # starting what has ended is another run, whose outcome is not that of the last
-        over = desired == "launched" and (
-            any(map(is_over, control.states_of(unit)))
-            or (unit in known and _done(control, unit, known[unit][0]) is not None)
-        )
-        step = known.change(unit, desired, again=bump or over)
-        if step is not None:
-            edits[unit] = step
-    return edits
-
-
-def _desire_with_others(control: Control, known: Known, units: list[str], verb_: str, desired: str) -> Edits:
-    """What an operator wants of units, and what that means for others."""
-    specs = known.related()
-    plan = dependencies.plan(verb_, units, specs, known.spec)
-    for unit, other in plan.requisites:
-        if not any(state["active"] in ("active", "reloading") for state in control.states_of(other)):
-            raise Failed(f"{unit} is not started: Requisite={other}, which is not active")
-    if verb_ == "start":
-        chosen = {unit: spec for unit in [*units, *plan.launch] if (spec := known.spec(unit)) is not None}
-        loop = Graph({**specs, **chosen}).cycle(chosen)
-        if loop:
-            raise Failed(f"these units would wait for each other for ever: {' after '.join(loop)}")
-
-    edits = _desire(control, known, units, desired, bump=verb_ == "restart")
-    edits |= _desire(control, known, plan.launch, "launched", bump=False)
-    edits |= _desire(control, known, known.launched(plan.stop), "loaded", bump=False)
-    return edits | _desire(control, known, known.launched(plan.restart), "launched", bump=True)
 
 
 def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) -> Any:
@@ -234,7 +87,7 @@ def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) ->
 
     def run(control: Control, args: dict[str, Any]) -> Promise:
         promise = Promise()
-        units = _unit_names(control, args)
+        units = unit_names(control, args, verb_ if desired == "launched" else "stop")
         timeout = float(args.get("within", 60.0))
 
         def committed(revision: int) -> None:
@@ -259,9 +112,9 @@ def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) ->
             )  # fmt: skip
 
         def change(known: Known, left: list[str]) -> Edits:
-            return _desire_with_others(control, known, left, verb_, desired)
+            return desire_with_others(control, known, left, verb_, desired)
 
-        _edit(control, units, promise, change, committed)
+        edit(control, units, promise, change, committed)
         return promise
 
     return run
@@ -272,13 +125,9 @@ def _why_not(control: Control, units: list[str]) -> str:
     return "not done in time: " + "; ".join(lines)
 
 
-def _is_timer(unit: str) -> bool:
-    return unit.endswith(".timer")
-
-
 def _is_started(control: Control, unit: str) -> Any:
     record = control.wanted(unit)
-    if record is not None and _is_timer(unit):
+    if record is not None and is_timer(unit):
         return TIMERS + unit.encode() in control.items(TIMERS)
     if record is None or not control.placed(unit):
         return False
@@ -309,7 +158,7 @@ def _is_stopped(control: Control, unit: str) -> Any:
 
 
 def _is_loaded(control: Control, unit: str) -> Any:
-    return _is_timer(unit) or (bool(control.placed(unit)) and bool(control.states_of(unit)) and _is_stopped(control, unit))
+    return is_timer(unit) or (bool(control.placed(unit)) and bool(control.states_of(unit)) and _is_stopped(control, unit))
 
 
 def _is_off(control: Control, unit: str) -> Any:
@@ -327,7 +176,7 @@ VERBS["unit.restart"] = _change("restart", "launched", _is_started)
 def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
     """Forget units; what runs is stopped, and gone when this answers."""
     promise = Promise()
-    units = _unit_names(control, args)
+    units = unit_names(control, args)
 
     def change(known: Known, left: list[str]) -> Edits:
         missing = [u for u in left if u not in known]
@@ -336,7 +185,7 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
         plan = dependencies.plan("stop", left, known.related(), known.spec)
         others = known.launched(plan.stop)
         gone: Edits = {u: ["delete", UNITS + u.encode()] for u in left}
-        return _desire(control, known, others, "loaded", bump=False) | gone
+        return desire(control, known, others, "loaded", bump=False) | gone
 
     def committed(revision: int) -> None:
         if args.get("no_block"):
@@ -347,7 +196,7 @@ def _unit_destroy(control: Control, args: dict[str, Any]) -> Promise:
             promise, float(args.get("within", 60.0)), lambda: "still stopping: " + ", ".join(units),
         )  # fmt: skip
 
-    _edit(control, units, promise, change, committed)
+    edit(control, units, promise, change, committed)
     return promise
 
 
@@ -391,7 +240,7 @@ def _rows(control: Control, units: list[str]) -> list[dict[str, Any]]:
             rows.append(_row(unit, "", record, None, now))
         rows += [_row(unit, control.machine_name(m), record, s, now) for m, s in seen]
         rows += [_row(unit, control.machine_name(m), record, None, now) for m in waiting]
-        if _is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
+        if is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
             rows[-1] |= {"active": "active", "sub": "waiting"}
     return rows
 
@@ -587,7 +436,7 @@ def _unit_reload(control: Control, args: dict[str, Any]) -> Promise:
     """Run ExecReload=, or what stands for it, wherever the units run; answers where that is."""
     promise = Promise()
     found = []
-    for unit in _unit_names(control, args):
+    for unit in unit_names(control, args):
         machines = [m for (u, m), state in control.states().items() if u == unit and state["active"] == "active"]
         if not machines:
             _known_unit(control, {"unit": unit})
@@ -629,7 +478,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         return {"unit": unit, "reason": "it was destroyed and is being stopped", "machines": {}}
     if names.parse(unit).is_template:
         return {"unit": unit, "reason": "it is a template: instances of it run, not itself", "machines": {}}
-    if _is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
+    if is_timer(unit) and TIMERS + unit.encode() in control.items(TIMERS):
         return {"unit": unit, "reason": _why_timer(control, unit, record), "machines": {}}
     if record["desired"] == "inactive":
         return {"unit": unit, "reason": "nobody asked for it to be loaded or started", "machines": {}}
@@ -644,7 +493,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
                 "runs it" if machine in where else f"may run it ({len(picture.on.get(machine, ()))} units)"
             )
     alive = [m for m in where if m in picture.machines]
-    if not alive and (done := _done(control, unit, record)) is not None:
+    if not alive and (done := done_run(control, unit, record)) is not None:
         on, at = control.machine_name(done["machine"]), _utc(done["at"])
         return {"unit": unit, "reason": f"it has done its work on {on} at {at}", "machines": machines}
     if not where:
@@ -672,13 +521,6 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         if state.get(key):
             detail += f", {key.replace('_', ' ')}: {state[key]}"
     return {"unit": unit, "reason": f"on {on}: {detail}", "machines": machines}
-
-
-def _done(control: Control, unit: str, record: dict[str, Any]) -> dict[str, Any] | None:
-    """When and where a job has done its work, in the run that is wanted."""
-    item = control.items(DONE).get(DONE + unit.encode())
-    done: dict[str, Any] | None = json.loads(item.value) if item is not None else None
-    return done if done is not None and tuple(done["run"]) == run_of(record) else None
 
 
 def _why_timer(control: Control, unit: str, record: dict[str, Any]) -> str:
