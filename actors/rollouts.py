@@ -60,8 +60,8 @@ class Rollouts(BrainActor):
             for prefix in (ROLLOUTS, UNITS, STATES, PLACES, VERSIONS):
                 self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), self._on_change)
 
-    def _on_change(self, *_: Any) -> None:
-        if self._under_way():
+    def _on_change(self, key: bytes, item: Item | None, _: Item | None) -> None:
+        if self._under_way() or (item is None and key.startswith(UNITS)):
             self._arm()
 
     def _again(self) -> None:
@@ -87,18 +87,29 @@ class Rollouts(BrainActor):
         self._armed = False
         if not self.active or self._busy or not all(p.ready for p in self._pictures.values()):
             return
+        if self._forget_destroyed():
+            return
         for name, item, record in self._under_way():
             if self._advance(name, item, record):
                 return  # the others when that is written
+
+    def _forget_destroyed(self) -> bool:
+        """Versions and rollouts go with their units; whether there were any."""
+        units = self._pictures[UNITS].items
+        gone = [
+            (key, item.mod) for prefix in (ROLLOUTS, VERSIONS) for key, item in self._pictures[prefix].items.items()
+            if UNITS + key[len(prefix) :] not in units
+        ][:CHANGES_MAX]  # fmt: skip
+        if gone:
+            guards = [[UNITS + key.rpartition(b"/")[2], "version", "=", 0] for key, _ in gone]
+            self._commit([*guards, *([key, "mod", "=", mod] for key, mod in gone)], [["delete", key] for key, _ in gone])
+        return bool(gone)
 
     # -- one rollout -------------------------------------------------------------------------
 
     def _advance(self, name: str, item: Item, record: dict[str, Any]) -> bool:
         """Take a rollout further; whether anything was written."""
         known = Known(self._pictures[UNITS].items)
-        if name not in known:
-            self._commit([[ROLLOUTS + name.encode(), "mod", "=", item.mod]], [["delete", ROLLOUTS + name.encode()]])
-            return True
         targets = dict(self._targets(known, name, record))
         record = {**record, "targets": sorted(targets)}
         beside = {u: self._target(known[u][0], u) for u in surge_names(name, record) if u in known}

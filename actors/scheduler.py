@@ -205,7 +205,7 @@ class Scheduler(BrainActor):
 
     def _leave(self, view: View, steps: _Steps, unit: str, machine: str, why: str, reason: str) -> None:
         """Take a unit off a machine that lives; once it has ended there it is placed elsewhere."""
-        logger.info("%s leaves %s: %s", unit, machine, why)
+        logger.info("%s leaves %s: %s", unit, view.state.machines[machine].name, why)
         steps.delete_place(machine, unit, view.places[machine, unit], *view.moved(unit, machine, "", why))
         view.unplace(machine, unit)
         self._count(reason)

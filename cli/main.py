@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
+from . import deploy_commands  # noqa: F401 - adds to the group of units
 from .brain_commands import actor, kv, lock
 from .cluster_commands import cluster, machine
 from .local_commands import check_config, demo, down, local, start, up, version
+from .overview_commands import events, top
 from .secret_commands import registry, secret
 from .session import USAGE, Session
 from .unit_commands import unit
@@ -24,7 +26,7 @@ def cli(invocation: click.Context, context: str, endpoint: str, timeout: float) 
     invocation.obj = Session(context, endpoint, timeout)
 
 
-for _command in (up, down, local, start, check_config, version, demo, cluster, machine, unit, kv, secret, registry, lock, actor):
+for _command in (up, down, local, start, check_config, version, demo, cluster, machine, unit, kv, secret, registry, lock, actor, events, top):
     cli.add_command(_command)
 
 

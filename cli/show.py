@@ -15,7 +15,9 @@ STYLES = {
     "active": "green", "ready": "green", "passing": "green", "running": "green", "leader": "bold cyan",
     "failed": "bold red", "lost": "bold red", "failing": "red", "unreachable": "bold red",
     "draining": "yellow", "drained": "cyan", "rebooting": "yellow", "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
-    "inactive": "dim", "dead": "dim", "none": "dim",
+    "create": "green", "start": "green", "update": "yellow", "destroy": "red", "done": "green", "good": "green",
+    "current": "green", "bad": "red", "rolled-back": "red", "paused": "yellow", "waiting": "yellow", "rolling": "cyan",
+    "rolling-back": "yellow", "canary": "cyan", "inactive": "dim", "dead": "dim", "none": "dim",
 }  # fmt: skip
 console = Console(highlight=False)
 
@@ -98,6 +100,9 @@ PROCESS_COLUMNS = [
 ]  # fmt: skip
 HISTORY_COLUMNS = [("TIME", "at"), ("MACHINE", "machine"), ("EVENT", "event"), ("DETAIL", "detail")]
 REBALANCE_COLUMNS = [("UNIT", "unit"), ("FROM", "from"), ("TO", "to")]
+ROLLOUT_COLUMNS = [("UNIT", "unit"), ("PHASE", "phase"), ("CHANGED", "progress"), ("DETAIL", "reason")]
+VERSION_COLUMNS = [("VERSION", "short"), ("TIME", "time"), ("STATE", "state")]
+PLAN_COLUMNS = [("UNIT", "unit"), ("CHANGE", "change"), ("MACHINE", "machine"), ("DETAIL", "reason")]
 KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
 
 

@@ -36,7 +36,7 @@ def unit() -> None:
 @pass_session
 def unit_submit(session: Session, files: tuple[str, ...], replace: bool, as_json: bool) -> None:
     """Check unit files and store them in the cluster."""
-    answer = session.ask("unit.submit", files=[_read(f) for f in files], replace=replace)
+    answer = session.ask("unit.submit", files=[read_file(f) for f in files], replace=replace)
     for warning in answer["warnings"]:
         click.echo(f"argosy: {warning}", err=True)
     if as_json:
@@ -56,7 +56,7 @@ def unit_verify(files: tuple[str, ...], as_json: bool) -> None:
     """
     found = []
     for path in files:
-        file = _read(path)
+        file = read_file(path)
         parts = [(part["path"], part["content"]) for part in file["dropins"]]
         try:
             whole, origins = dropins.merge(path, file["content"], parts)
@@ -80,7 +80,7 @@ def unit_verify(files: tuple[str, ...], as_json: bool) -> None:
         raise SystemExit(USAGE)
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_file(path: str) -> dict[str, Any]:
     """A unit file, and its drop-ins in ``PATH.d``."""
     parts = sorted(Path(f"{path}.d").glob("*.conf"))
     return {
@@ -107,7 +107,7 @@ def _unit_verb(name: str, help_: str, blocks: bool = True) -> None:
         known = list(units)
         for position, text in enumerate(known):
             if os.sep in text and Path(text).is_file():  # fleetctl starts files, too
-                session.ask("unit.submit", files=[_read(text)], replace=False)
+                session.ask("unit.submit", files=[read_file(text)], replace=False)
                 known[position] = Path(text).name
         answer = session.ask(
             f"unit.{name}", session.timeout + 5, units=known, no_block=no_block, within=session.timeout
@@ -195,10 +195,11 @@ def unit_history(session: Session, name: str, as_json: bool) -> None:
 
 
 def _with_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "at": _stamp(row["time"])} for row in rows]
+    return [{**row, "at": stamp(row["time"])} for row in rows]
 
 
-def _stamp(moment: float) -> str:
+def stamp(moment: float) -> str:
+    """A moment for people, in local time."""
     return time.strftime("%b %d %H:%M:%S", time.localtime(moment))
 
 
@@ -312,6 +313,6 @@ def _moment(text: str) -> float:
 
 
 def _log_line(line: dict[str, Any], many: bool = False) -> str:
-    stamp = _stamp(line["time"])
-    return f"{stamp} {line['unit']} {line['text']}" if many else f"{stamp} {line['text']}"
+    at = stamp(line["time"])
+    return f"{at} {line['unit']} {line['text']}" if many else f"{at} {line['text']}"
 
