@@ -341,7 +341,7 @@ class Host:
 
         company.system.spawn(
             Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
-            name="gateway",
+            None if self._brain_only else company.control, name="gateway",
         )  # fmt: skip
         await opened
 

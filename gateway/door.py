@@ -19,7 +19,7 @@ from brain.store import Store
 from kernel.actor import Actor, handles
 from metrics.exporter import CONTENT_TYPE, Exporter
 
-from . import v2
+from . import fleet_door, lock_door, v2
 from .access import Access, hash_password
 from .feed import Feed
 from .http import HttpServer, Request
@@ -54,9 +54,11 @@ class Gateway(Actor):
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], cluster: str, secure: bool,
-        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None],
+        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None], control: Any = None,
     ) -> None:  # fmt: skip
+        """``control``: whom operators ask; None where only the brain runs, which has no doors of the fleet."""
         super().__init__()
+        self.control = control
         self._loop = loop
         self._addresses = addresses
         self._raft = raft_ref
@@ -125,6 +127,10 @@ class Gateway(Actor):
             V3Request(self, request).run(path[7:])
         elif path.startswith(_ADMIN):
             AdminRequest(self, request).run()
+        elif self.control is not None and path.startswith(fleet_door.PREFIXES):
+            fleet_door.FleetRequest(self, request).run()
+        elif self.control is not None and path in lock_door.PATHS:
+            lock_door.LockRequest(self, request).run()
         elif path not in _PAGES:
             self.plain(request, 404, "404 page not found")
         elif request.method != "GET" and (request.method, path) != ("HEAD", "/metrics"):

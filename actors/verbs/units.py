@@ -215,6 +215,21 @@ def _unit_list(control: Control, _: dict[str, Any]) -> Any:
     return _rows(control, sorted(u for u in known if not names.parse(u).is_template or u in placed))
 
 
+@verb("unit.records")
+def _unit_records(control: Control, _: dict[str, Any]) -> Any:
+    """Everything that is stored and true of units, for doors that show it in their own way."""
+    placed, states = control.places(), control.states()
+    by_unit: dict[str, list[dict[str, Any]]] = {}
+    for (unit, machine), state in sorted(states.items()):
+        shown = {key: state[key] for key in ("hash", "load", "active", "sub")}
+        by_unit.setdefault(unit, []).append({"machine": machine, **shown})
+    return [
+        {"unit": unit, "content": record["content"], "desired": record["desired"], "states": by_unit.get(unit, []),
+         "machines": sorted(placed.get(unit, ())), "is_global": len(placed.get(unit, ())) > 1}
+        for unit, record in sorted(control.units().items())
+    ]  # fmt: skip
+
+
 @verb("unit.files")
 def _unit_files(control: Control, _: dict[str, Any]) -> Any:
     return [
