@@ -103,6 +103,9 @@ class Sessions:
         for name, opened in list(self._open.items()):
             if opened.link.needs_shim and name not in running:
                 opened.link.ended(LOST, "the link to it was lost")
+        for name in sorted(running - set(self._open)):
+            if name.startswith(PREFIX):  # of an earlier life: nobody can fetch from it any more
+                self._manager.end_session(name)
 
     def lost(self) -> None:
         """The shim is gone, and what ran in it."""
@@ -167,7 +170,9 @@ class Sessions:
             opened.link.hang_up()
 
     def close(self) -> None:
-        """The supervisor ends: so do its sessions."""
-        for opened in self._open.values():
+        """The supervisor ends: so do its sessions, at once, for there is nobody to look at them again."""
+        for name, opened in self._open.items():
+            if opened.link.needs_shim:
+                self._manager.end_session(name)
             opened.link.close()
         self._open.clear()

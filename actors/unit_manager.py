@@ -43,6 +43,8 @@ PID_FILE_S = 0.1
 RUNS_KEPT = 5
 #: Exit status of a container that could not be made or started, as the engine's own clients have it.
 NOT_CREATED = 125
+#: Seconds until the brain is asked again for the secrets of a start.
+SECRETS_AGAIN_S = 0.5
 #: Times that the main process of a forking service is looked for, when several are left.
 GUESSES_MAX = 5
 #: Seconds between two reports in which nothing but the service's word of itself (STATUS=) is new.
@@ -697,7 +699,16 @@ class UnitManager(Actor):
             self.actor_inbox.post(lambda: self._refused(action))
             return
         rest = execution.arguments(spec, action.step, action.command, action.main, self._group)
-        self._handle.run(action.step, argv, environment, action.main, **rest)
+        try:
+            self._handle.run(action.step, argv, environment, action.main, **rest)
+        except ValueError as error:
+            self._problem = str(error)
+            self.actor_inbox.post(lambda: self._refused(action))
+
+    def end_session(self, name: str) -> None:
+        """End what an operator's session runs in the shim."""
+        if self._handle is not None:
+            self._handle.end_session(name)
 
     def _run_container(self, spec: UnitSpec, inner: container.ContainerSpec, action: Run) -> None:
         """Run it, or a command inside it; what it needs of the brain's secrets is read before."""
@@ -707,14 +718,18 @@ class UnitManager(Actor):
             return
         meta, service_ = self._meta, self.service
 
-        def have(kept: Any, error: BaseException | None) -> None:
+        def is_meant() -> bool:
             same = self._meta.get("invocation") == meta.get("invocation") and self.service is service_
-            if not same or service_ is None or service_.sub is not Sub.START:
+            return same and service_ is not None and service_.sub is Sub.START
+
+        def have(kept: Any, error: BaseException | None) -> None:
+            if not is_meant():
                 return  # it was stopped meanwhile
-            if error is not None:
-                self._problem = f"the brain did not give its secrets: {error}"
-                self._ended(action.step, action.main, Exit(code=NOT_CREATED))
+            if error is not None:  # no quorum for now: the start waits, as long as TimeoutStartSec= lets it
+                self._problem = f"the brain did not give its secrets yet: {error}"
+                self.after(SECRETS_AGAIN_S, lambda: self._run_container(spec, inner, action) if is_meant() else None)
             else:
+                self._problem = ""
                 self._run_in_engine(spec, inner, action, kept)
 
         self.ask_then(self._owner, ReadSecrets(tuple(wanted)), 10.0, have)

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from actors.brain_client import SECRETS
 from actors.raft_messages import ChangeConfig, Save, Status, TransferLeadership
-from brain.store import Store
+from brain.store import Store, prefix_end
 
 from . import members, v3
 from .members import MemberError
@@ -156,12 +157,18 @@ def snapshot(call: Call, _: Message) -> None:
     """``/maintenance/snapshot``: the whole state in pieces, as ``cluster snapshot save`` keeps it.
 
     It holds the book of users and all else that is Argosy's own.  So it is for root, and while
-    everybody is root, for clients on this host alone; a web page in its browser is none.
+    everybody is root, for clients on this host alone; a web page in its browser is none.  Secrets
+    are never shown again, to no client here: while there are any and everybody is root, there is none.
     """
     local = call.request.local and not call.request.header("origin")
     if not (call.door.access.book().enabled or local):
         raise V3Error(7, "etcdserver: permission denied: a snapshot holds Argosy's own keys; while "
                          "authentication is off it is given to clients on this host alone")  # fmt: skip
+
+    store = call.door.store()
+    if not call.door.access.book().enabled and store.range(SECRETS, prefix_end(SECRETS), limit=1):
+        raise V3Error(7, "etcdserver: permission denied: a snapshot holds the secrets that are kept; while authentication "
+                         "is off any client of this host could read them here. Use argosy cluster snapshot save")  # fmt: skip
 
     def done(chunks: list[bytes]) -> None:
         call.begin()

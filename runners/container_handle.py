@@ -394,17 +394,20 @@ class ContainerHandle:
                 seen = await self._until_started(attempt, wanted)
         except _Cancelled:
             self._attempt = None
+            self._owner.drop_secrets(self.unit)
             self._report({"ev": "ended", **about, "code": 0, "signal": attempt.cancelled, "oom": False})
             self._report({"ev": "empty"})
             return
         except _LeaseOver:
             self._attempt = None
+            self._owner.drop_secrets(self.unit)
             end = {"code": 0, "signal": int(signal.SIGTERM), "oom": False, "fenced": True}
             self._report({"ev": "ended", **about, **end})
             self._report({"ev": "empty"})
             return
         except (Refused, OSError, ValueError) as error:
             self._attempt = None
+            self._owner.drop_secrets(self.unit)
             self._record.ends["main"] = {"ev": "ended", **about, "code": 203, "signal": 0, "oom": False}
             self._record.save()
             write_note(self._record.folder, f"not started: {error}")

@@ -128,6 +128,13 @@ class Containers:
             mounts.append({"Type": "bind", "Source": str(path), "Target": secret.target, "ReadOnly": True})
         return mounts
 
+    def sweep_secrets(self, kept: set[str]) -> None:
+        """Files of units that have no container here any more go.  In a thread."""
+        known = {folder_name(unit) for unit in kept}
+        for folder in self._secrets.iterdir() if self._secrets.is_dir() else ():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def drop_secrets(self, unit: str) -> None:
         """Nobody needs them any more."""
         shutil.rmtree(self._secrets / folder_name(unit), ignore_errors=True)
@@ -268,6 +275,7 @@ class Containers:
             try:
                 for name in await self.sweep(known, dry_run=False):
                     logger.warning("container %s belonged to no unit of this machine: it was removed", name)
+                self.sweep_secrets({*self.existing(), *self.handles})
             except (EngineAway, OSError):
                 pass  # the next sweep looks again
 

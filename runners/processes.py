@@ -30,6 +30,8 @@ from .sessions import ProcessSession, Session
 from .shim.facts import BUSY, LEASE, boottime
 
 Event = dict[str, Any]
+#: Bytes of a command with its environment: half of what a shim reads at once (``LINE_BYTES_MAX``).
+COMMAND_BYTES_MAX = 2 * 1024 * 1024
 #: What says that nobody listens where a shim would: everything else may be a shim that is busy.
 GONE = (FileNotFoundError, ConnectionRefusedError)
 #: Seconds between two attempts to reach a shim that is there.
@@ -59,6 +61,10 @@ class NotStarted(Exception):
     """There is no shim, and none could be started."""
 
 
+def _line(command: dict[str, Any]) -> bytes:
+    return json.dumps(command, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
 class Handle:
     """The link to one unit's shim; events go to ``on_event`` on the loop thread."""
 
@@ -74,9 +80,15 @@ class Handle:
         self._task = owner.loop.create_task(self._serve())
 
     def run(self, step: str, argv: list[str], environment: dict[str, str], main: bool, **rest: Any) -> None:
-        """Start a command; ``started`` or ``failed``, later ``ended``, follow."""
+        """Start a command; ``started`` or ``failed``, later ``ended``, follow.
+
+        Raises ``ValueError`` for one that is larger than a shim reads.
+        """
         env = {**environment, DIRECTORY_VARIABLE: str(self._owner.base), UNIT_VARIABLE: self.unit}
-        self._send({"op": "run", "step": step, "argv": argv, "env": env, "main": main, **rest})
+        command = {"op": "run", "step": step, "argv": argv, "env": env, "main": main, **rest}
+        if len(_line(command)) > COMMAND_BYTES_MAX:
+            raise ValueError(f"command_bytes_max: a command and its environment have at most {COMMAND_BYTES_MAX} bytes")
+        self._send(command)
 
     def enter(
         self, name: str, argv: list[str], environment: dict[str, str], size: tuple[int, int] | None,
@@ -88,11 +100,19 @@ class Handle:
         """
 
         def end(number: int) -> None:
-            self._send({"op": "kill", "signal": number, "whole": False, "step": name})
+            self.end_session(name, number)
 
         session = ProcessSession(self._owner.loop, self._owner.folder(self.unit), name, size, on_news, end)
-        self.run(name, argv, environment, False, **{**rest, **session.streams})
+        try:
+            self.run(name, argv, environment, False, **{**rest, **session.streams})
+        except ValueError:
+            session.close()
+            raise
         return session
+
+    def end_session(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Signal what an operator's session runs."""
+        self._send({"op": "kill", "signal": int(number), "whole": False, "step": name})
 
     def kill(self, number: int, whole: bool) -> None:
         """Signal the main process, or everything; ``empty`` follows when nothing is left."""
@@ -123,7 +143,7 @@ class Handle:
 
     def _send(self, command: dict[str, Any]) -> None:
         if self._writer is not None and not self._closed:
-            self._writer.write(json.dumps(command).encode() + b"\n")
+            self._writer.write(_line(command))
 
     def _report(self, event: Event) -> None:
         if not self._closed:

@@ -117,17 +117,25 @@ class ProcessSession(Session):
         self._input_over = False
         self._paths: list[str] = []
         self._spare: list[int] = []  # our ends of what the command has not opened yet
-        if size is not None:
-            self._input, spare = os.openpty()
-            self._spare = [spare]
-            self.streams: dict[str, Any] = {"tty": os.ttyname(spare)}
-            self.resize(*size)
-            self._readers[self._input] = STDOUT
-        else:
-            self._make_pipes(folder / name)
+        self._input = -1
+        try:
+            self._make(folder / name, size)
+        except OSError:
+            self._shut()
+            raise
         for handle in {self._input, *self._readers}:
             os.set_blocking(handle, False)
         self._go_on()
+
+    def _make(self, path: Path, size: tuple[int, int] | None) -> None:
+        if size is None:
+            self._make_pipes(path)
+            return
+        self._input, spare = os.openpty()
+        self._spare = [spare]
+        self._readers[self._input] = STDOUT
+        self.streams: dict[str, Any] = {"tty": os.ttyname(spare)}
+        self.resize(*size)
 
     def _make_pipes(self, path: Path) -> None:
         names = [f"{path}.{stream}" for stream in ("stdin", STDOUT, STDERR)]
@@ -265,6 +273,7 @@ class ContainerSession(Session):
         self._room = threading.Event()
         self._room.set()
         self._closed = False
+        self._again: asyncio.TimerHandle | None = None
         self._backlog = b""
         self._input_over = False
         self._container, self._argv, self._environment = container, argv, environment
@@ -278,6 +287,9 @@ class ContainerSession(Session):
             self._made, self._stream = self._engine.enter(
                 self._container, self._argv, self._environment, self._size is not None
             )
+            if self._closed:  # the operator was gone before the engine had answered
+                self._expel(self._made)
+                return
             self._say(self._opened)
             self._receive(self._stream._sock)
             code = self._status()
@@ -329,6 +341,9 @@ class ContainerSession(Session):
 
     def _opened(self) -> None:
         self._socket = self._stream._sock
+        if self._closed:
+            self._cut()
+            return
         if self._size is not None:
             self.resize(*self._size)
         self._push()
@@ -353,9 +368,14 @@ class ContainerSession(Session):
             if self._input_over:
                 self._socket.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            self._loop.call_later(_AGAIN_S, self._push)
+            if self._again is None:
+                self._again = self._loop.call_later(_AGAIN_S, self._push_again)
         except OSError:
             self._backlog = b""  # it is over
+
+    def _push_again(self) -> None:
+        self._again = None
+        self._push()
 
     def end_input(self) -> None:
         """See :class:`Session`."""
@@ -379,11 +399,12 @@ class ContainerSession(Session):
         self._room.set()
         if self.code is None and self._made:
             self._loop.run_in_executor(None, self._expel, self._made)
+        self._cut()
+
+    def _cut(self) -> None:
         if self._socket is not None:
-            try:
+            with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes | None:

@@ -29,7 +29,9 @@ def _secret_set(control: Control, args: dict[str, Any]) -> Promise:
     if args.get("registry"):
         value = to_json({"username": str(args["username"]), "password": str(args["password"])})
     else:
-        value = bytes(args["value"])
+        if not isinstance(args["value"], bytes):
+            raise BadRequest("a secret's value is bytes")
+        value = args["value"]
     if not 0 < len(value) <= secrets.SECRET_BYTES_MAX:
         raise BadRequest(f"secret_bytes_max: a secret has 1 to {secrets.SECRET_BYTES_MAX} bytes, this one {len(value)}")
     promise = Promise()

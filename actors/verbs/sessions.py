@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fleet import names
@@ -42,16 +43,25 @@ def _unit_enter(control: Control, args: dict[str, Any]) -> Promise:
 def _unit_exchange(control: Control, args: dict[str, Any]) -> Promise:
     """Input for a session's command and what it said; see :class:`Exchange`."""
     promise = Promise()
-    wait = min(float(args.get("wait") or 0.0), WAIT_S_MAX)
+    wait = _wait(args.get("wait") or 0.0)
     control.on(str(args["machine"]), Command("host.exchange", args), promise, wait + 6.0)
     return promise
+
+
+def _wait(value: Any) -> float:
+    """Seconds that an exchange waits for news, as far as it may."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequest("wait: a number of seconds")
+    return min(max(float(value), 0.0), WAIT_S_MAX)
 
 
 def _size(value: Any) -> tuple[int, int] | None:
     """Rows and columns of a terminal."""
     if value is None:
         return None
-    rows, columns = int(value[0]), int(value[1])
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(isinstance(number, int) for number in value):
+        raise BadRequest("a terminal's size is two numbers: rows and columns")
+    rows, columns = value
     if not (0 < rows < 65536 and 0 < columns < 65536):
         raise BadRequest(f"a terminal has 1 to 65535 rows and columns, not {rows} and {columns}")
     return rows, columns
@@ -66,6 +76,8 @@ def _supervisor(control: Control, unit: str) -> Any:
 
 @verb("host.enter")
 def _host_enter(control: Control, args: dict[str, Any]) -> Promise:
+    if not isinstance(args["argv"], list | tuple):
+        raise BadRequest("a command is a list of words")
     argv = tuple(map(str, args["argv"]))
     if not argv or len(argv) > WORDS_MAX or max(map(len, argv)) > WORD_CHARS_MAX or any("\0" in word for word in argv):
         raise BadRequest(f"a command has 1 to {WORDS_MAX} words of at most {WORD_CHARS_MAX} characters")
@@ -77,9 +89,12 @@ def _host_enter(control: Control, args: dict[str, Any]) -> Promise:
 @verb("host.exchange")
 def _host_exchange(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
-    wait = None if args.get("wait") is None else float(args["wait"])
+    wait = None if args.get("wait") is None else _wait(args["wait"])
+    data = args.get("data") or b""
+    if not isinstance(data, bytes):
+        raise BadRequest("a session's input is bytes")
     message = Exchange(
-        str(args["session"]), bytes(args.get("data") or b""), bool(args.get("is_over")), _size(args.get("size")), wait
+        str(args["session"]), data, bool(args.get("is_over")), _size(args.get("size")), wait
     )
     control.relay(_supervisor(control, str(args["unit"])), message, promise, (wait or 0.0) + 5.0)
     return promise

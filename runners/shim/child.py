@@ -130,7 +130,7 @@ def set_streams(command: dict, output: int) -> None:
             os.dup2(terminal, number)
         return
     null = os.open("/dev/null", os.O_RDWR)
-    os.dup2(os.open(command["stdin"], os.O_RDONLY) if command.get("stdin") else null, 0)
+    os.dup2(open_pipe(command["stdin"], os.O_RDONLY) if command.get("stdin") else null, 0)
     streams = {"stdout": 1, "stderr": 2}
     for name, number in streams.items():
         kind, path = command.get(name) or ("log", "")
@@ -140,9 +140,18 @@ def set_streams(command: dict, output: int) -> None:
             os.dup2(1, number)
         elif kind == "null":
             os.dup2(null, number)
+        elif kind == "fifo":
+            os.dup2(open_pipe(path, os.O_WRONLY), number)
         else:
             flags = {"append": os.O_APPEND, "truncate": os.O_TRUNC}.get(kind, 0)
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644), number)
+
+
+def open_pipe(path: str, flags: int) -> int:
+    """An end of a session's pipe: neither made nor waited for if the other end is gone."""
+    pipe = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
+    return pipe
 
 
 def change_directory(command: dict, environment: dict) -> None:

@@ -381,7 +381,8 @@ class Shim:
             error = "" if found else f"PIDFile {path}: process {pid} is none of this unit"
             self.emit({"ev": "main", "found": found, "error": error})
             return
-        left = self.everything()
+        sessions = {pid for pid, known in self.processes.items() if known["step"].startswith(SESSION)}
+        left = [pid for pid in self.everything() if pid not in sessions]
         children = [pid for pid in left if parent_of(pid) == os.getpid()]
         # seen twice: on the way to a daemon there is a process that is gone a moment later
         candidate, self.candidate = self.candidate, children[0] if len(children) == 1 else 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ..waiting import wait_until
-from .cluster import Cluster, alive, argosy_command, environment, port_offset
+from .cluster import Cluster, alive, argosy_command, environment, port_offset, request
 
 FILE = """[Service]
 ExecStart=/bin/sleep 1000
@@ -170,3 +170,44 @@ def test_a_session_ends_with_the_shim(cluster: Cluster) -> None:
         _, said = operator.communicate(timeout=40)
     assert (operator.returncode, "its shim ended" in said) == (255, True), said
     wait_until("the unit is back", lambda: cluster.row("u.service")["active"] == "active")
+
+
+def test_a_session_of_a_host_that_was_killed_is_ended_by_the_next(cluster: Cluster) -> None:
+    """Nobody could fetch from it any more: it would run as long as the unit does."""
+    words = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "u", "--",
+             "/bin/sh", "-c", "trap '' HUP; echo $$; sleep 600"]  # fmt: skip
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          env=environment(cluster.home)) as operator:  # fmt: skip
+        assert operator.stdout is not None
+        inside = int(operator.stdout.readline())
+        old = cluster.kill_host("m3")
+        cluster.await_new_host("m3", old)
+        wait_until("it is ended", lambda: not alive(inside))
+        operator.kill()
+    assert cluster.row("u.service")["active"] == "active"
+
+
+def test_what_is_no_session_is_refused_with_a_sentence(cluster: Cluster) -> None:
+    """A size, words and input of a wrong kind; a command that a shim would not read; an integer for a secret."""
+    asked = {"unit": "u.service", "argv": ["/bin/true"], "size": None}
+    wrong = [
+        ("unit.enter", {**asked, "size": [1]}, "two numbers"), ("unit.enter", {**asked, "argv": "x"}, "list of words"),
+        ("unit.enter", {**asked, "argv": ["\u00e9" * 100_000] * 15}, "command_bytes_max"),
+        ("unit.exchange", {"unit": "u.service", "machine": "m3", "session": "x", "wait": float("nan")}, "a number of seconds"),
+        ("secret.set", {"name": "zeros", "value": 7}, "bytes"),
+    ]  # fmt: skip
+    for verb, args, told in wrong:
+        with pytest.raises(Exception, match=told):
+            cluster.ask(verb, **args)
+    assert not cluster.ask("secret.list") and not _left(cluster)
+
+
+def test_secrets_are_in_no_snapshot_of_an_open_door(cluster: Cluster) -> None:
+    """Any process of the host could read them there; the operator's own command still has them."""
+    door = cluster.client_port(1)
+    assert request(door, "POST", "/v3/maintenance/snapshot", b"{}").status == 200
+    cluster.ask("secret.set", name="word", value=b"not-for-everybody")
+    answer = request(door, "POST", "/v3/maintenance/snapshot", b"{}")
+    assert answer.status == 403 and "cluster snapshot save" in answer.text
+    cluster.ok("cluster", "snapshot", "save", str(cluster.dir / "saved"))
+    cluster.ask("secret.delete", name="word")

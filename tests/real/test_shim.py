@@ -213,6 +213,21 @@ def test_a_main_process_of_another_parent_is_seen_to_end(base: Path) -> None:
     unit.await_("empty")
 
 
+def test_an_operators_session_is_not_taken_for_a_daemon(base: Path) -> None:
+    """A forking service that left nothing has left nothing, whoever looks into it."""
+    unit = Unit(base)
+    unit.say("enter", "exec.1", SLEEP, {"PATH": "/bin"}, None, lambda: None)
+    unit.await_("started")
+    unit.run(["/bin/true"], main=False)
+    unit.await_("ended")
+    for _ in range(3):
+        unit.say("find_main", "", True)
+    assert [unit.await_("main", number)["found"] for number in (1, 2, 3)] == [False] * 3
+    assert not unit.await_("main", 3)["running"]
+    unit.say("end_session", "exec.1")
+    assert unit.await_("ended", 2)["step"] == "exec.1"
+
+
 def test_only_plain_directories_and_files_are_removed(base: Path, tmp_path: Path) -> None:
     """A PID file that is a directory stays; links are removed, not followed."""
     kept = tmp_path / "kept"
