@@ -85,5 +85,5 @@ def boot(
     company.scheduler = system.spawn(Scheduler, ports, raft, name="scheduler", limit=LIMIT)
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.rollouts = system.spawn(Rollouts, ports, raft, name="rollouts", limit=LIMIT)
-    company.lock_manager = system.spawn(LockManager, ports, raft, name="lock-manager", limit=LIMIT)
+    company.lock_manager = system.spawn(LockManager, identity.name, ports, raft, name="lock-manager", limit=LIMIT)
     return company

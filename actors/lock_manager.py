@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from brain import locks
-from brain.store import Item
+from brain.store import Item, Store
 from kernel.actor import handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
 
 from .brain_client import LOCKS, BrainActor
-from .raft_messages import TIMED_OUT, BrainError
+from .raft_messages import TIMED_OUT, BrainError, LeaderChanged, Query, Status
 
 #: Seconds one acquire may wait in the queue.
 WAIT_S_MAX = 86_400.0
+#: Seconds between looks, beside the leader, for waiters that are gone and others that may go now.
+LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Acquire:
     machine: str
     reason: str
     wait: float = 0.0
+    by: str = "operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,18 @@ class Release:
     machine: str
     token: int = 0
     force: bool = False
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class SetPhase:
+    """Ask: say what the holder does now, and how many seconds from here on that may take."""
+
+    group: str
+    machine: str
+    token: int
+    phase: str
+    deadline_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +76,65 @@ class LockStatus:
 class LockManager(BrainActor):
     """See the module docstring."""
 
-    def __init__(self, ports: Ports, raft_ref: Any) -> None:
+    def __init__(self, name: str, ports: Ports, raft_ref: Any) -> None:
+        """``name``: this machine's."""
         super().__init__(raft_ref)
+        self._name = name
         self._ports = ports
         self._waiting: dict[tuple[str, str], list[Promise]] = {}
         self._groups: Any = None
+        self._semaphores: Any = None
+        self._leading = False
+        self._looking = False
         self.grants = 0
         self.refusals = 0
 
     def on_start(self) -> None:
         """Follow the groups."""
         self._groups = self.mirror(LOCKS, self._on_groups, self._on_group)
+        self._semaphores = self.mirror(locks.SEMAPHORES, lambda items: None, lambda *_: None)
+        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
+        self.every(LOOK_S, self._look)
+
+    @handles(LeaderChanged)
+    def _on_leader(self, message: LeaderChanged) -> None:
+        self._leading = message.leading
+
+    def _look(self) -> None:
+        """Beside the leader: whether a group is to change though nobody asked for anything."""
+        if not self._leading or self._looking or not (self._groups.ready and self._semaphores.ready):
+            return
+        states = {key[len(LOCKS) :].decode(): json.loads(item.value) for key, item in self._groups.items.items()}
+        due = [name for name, state in states.items() if state["queue"] or self._was_written(name, state)]
+        if not due:
+            return
+        self._looking = True
+
+        def asked(status: Any, error: BaseException | None) -> None:
+            voters = _voters(status) if error is None else []
+
+            def read(store: Store) -> list[str]:
+                arguments = {"voters": voters, "by": "cluster"}
+                found = []
+                for name in due:
+                    stored, state, changed, _ = store.decide_lock(name, "look", arguments)
+                    if changed is not None or state != stored:
+                        found.append(name)
+                return found
+
+            def have(names: Any, trouble: BaseException | None) -> None:
+                self._looking = False
+                for name in names if trouble is None else ():
+                    self.propose(["lock", name, "look", {"voters": voters, "by": "cluster"}])
+
+            self.ask_then(self.raft_ref, Query(read, False), 6.0, have)
+
+        self.ask_then(self.raft_ref, Status(), 6.0, asked)
+
+    def _was_written(self, group: str, state: dict[str, Any]) -> bool:
+        """Whether locksmith's record says something else than ours."""
+        item = self._semaphores.items.get(locks.semaphore_key(group))
+        return item is not None and item.value != locks.semaphore(state)
 
     def _decide(
         self, group: str, verb: str, arguments: dict[str, Any], promise: Promise
@@ -88,7 +151,13 @@ class LockManager(BrainActor):
             else:
                 promise.reply(result)
 
-        self.propose(["lock", group, verb, arguments], decided)
+        def asked(status: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+            else:
+                self.propose(["lock", group, verb, {**arguments, "voters": _voters(status)}], decided)
+
+        self.ask_then(self.raft_ref, Status(), 6.0, asked)
 
     @handles(Acquire)
     def _on_acquire(self, message: Acquire) -> Promise:
@@ -96,7 +165,7 @@ class LockManager(BrainActor):
         wait = min(message.wait, WAIT_S_MAX)
         arguments = {
             "machine": message.machine, "reason": message.reason,
-            "boot_id": self._ports.processes.boot_id, "wait": wait > 0,
+            "boot_id": self._ports.processes.boot_id, "wait": wait > 0, "by": message.by, "via": self._name,
         }  # fmt: skip
         first = Promise()
 
@@ -135,8 +204,13 @@ class LockManager(BrainActor):
         self._decide(group, "release", {"machine": machine, "token": 0, "force": False}, Promise())
 
     def _on_groups(self, items: dict[bytes, Item]) -> None:
-        for key in items:
-            self._check(key[len(LOCKS) :].decode())
+        for key, item in items.items():
+            group = key[len(LOCKS) :].decode()
+            self._check(group)
+            for entry in locks.load(item.value, group)["queue"]:  # of those who waited here in an earlier life
+                if entry.get("via") == self._name and (group, entry["machine"]) not in self._waiting:
+                    arguments = {"machine": entry["machine"], "token": 0, "force": False, "by": "its host was restarted"}
+                    self._decide(group, "release", arguments, Promise())
 
     def _on_group(self, key: bytes, *_: Any) -> None:
         self._check(key[len(LOCKS) :].decode())
@@ -154,8 +228,16 @@ class LockManager(BrainActor):
     @handles(Release)
     def _on_release(self, message: Release) -> Promise:
         promise = Promise()
-        arguments = {"machine": message.machine, "token": message.token, "force": message.force}
+        arguments = {"machine": message.machine, "token": message.token, "force": message.force, "by": message.by}
         self._decide(message.group, "release", arguments, promise)
+        return promise
+
+    @handles(SetPhase)
+    def _on_phase(self, message: SetPhase) -> Promise:
+        promise = Promise()
+        arguments = {"machine": message.machine, "token": message.token, "phase": message.phase,
+                     "deadline_s": message.deadline_s, "by": message.machine}  # fmt: skip
+        self._decide(message.group, "phase", arguments, promise)
         return promise
 
     @handles(SetMax)
@@ -171,14 +253,14 @@ class LockManager(BrainActor):
     def status(self, group: str = "") -> list[dict[str, Any]]:
         """Groups as the contract lists them; a group that was asked for always shows."""
         now_ms = self._ports.clock.wall() * 1000
-        states = {
-            key[len(LOCKS) :].decode(): json.loads(item.value)
-            for key, item in (self._groups.items if self._groups is not None else {}).items()
-        }
-        if group:
-            states = {group: states.get(group) or locks.load(None, group)}
-        elif not states:
-            states = {"default": locks.load(None, "default")}
+        items = self._groups.items if self._groups is not None else {}
+        names = {group} if group else {key[len(LOCKS) :].decode() for key in items} or {"default"}
+        states = {}
+        for name in names:
+            item, shown = items.get(LOCKS + name.encode()), self._semaphores.items.get(locks.semaphore_key(name))
+            state = locks.load(item.value if item is not None else None, name)
+            value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
+            states[name] = locks.merged(state, value, mod, int(now_ms))
         out = []
         for name, state in sorted(states.items()):
             holders = []
@@ -196,6 +278,14 @@ class LockManager(BrainActor):
                     "group": name, "max": state["max"], "holders": holders,
                     "queue": [entry["machine"] for entry in state["queue"]],
                     "available": locks.available(state),
+                    "waiting": [{"machine": entry["machine"], "reason": entry["reason"],
+                                 "since_s": round(max(0.0, (now_ms - entry["since_ms"]) / 1000), 1)} for entry in state["queue"]],
+                    "history": state["history"],
                 }
             )  # fmt: skip
         return out
+
+
+def _voters(status: dict[str, Any]) -> list[str]:
+    """Names of the voters of the brain."""
+    return sorted(status["info"].get(voter, (voter,))[0] or voter for voter in status["voters"])

@@ -11,6 +11,7 @@ The etcd v2 tree (directories, TTL) is a view over the same keys: see ``brain/tr
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 import zlib
 from collections import deque
@@ -467,18 +468,44 @@ class Store:
 
     def _op_lock(self, group: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """One decision on a lock group, taken here and now (see ``brain/locks.py``)."""
-        key = LOCKS_PREFIX + group.encode()
-        item = self.live.get(key)
-        state = locks.load(item.value if item is not None else None, group)
+        stored, state, changed, result = self.decide_lock(group, verb, arguments)
+        final = changed if changed is not None else state
+        if final != stored:
+            self._put(LOCKS_PREFIX + group.encode(), locks.dump(final))
+        shown = self.live.get(locks.semaphore_key(group))
+        if (final != stored or shown is not None) and (shown is None or shown.value != locks.semaphore(final)):
+            self._put(locks.semaphore_key(group), locks.semaphore(final))
+        return {**result, "revision": self._commit()}
+
+    def decide_lock(
+        self, group: str, verb: str, arguments: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
+        """(what is stored, that with locksmith's changes, what it would become, the answer) of a command.
+
+        Changes nothing; raises :class:`StoreError`.
+        """
+        item = self.live.get(LOCKS_PREFIX + group.encode())
+        stored = locks.load(item.value if item is not None else None, group)
         try:
-            changed, result = locks.decide(
-                state, verb, arguments, self.revision + 1, self.log_time_ms
-            )
+            locks.check_group(group)
+            shown = self.live.get(locks.semaphore_key(group))
+            value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
+            state = locks.merged(stored, value, mod, self.log_time_ms)
+            changed, result = locks.decide(state, verb, arguments, self.revision + 1, self.log_time_ms, self._alive)
         except locks.LockError as error:
             raise StoreError(error.code, str(error)) from None
-        if changed is not None:
-            self._put(key, locks.dump(changed))
-        return {**result, "revision": self._commit()}
+        return stored, state, changed, result
+
+    def _alive(self) -> set[str]:
+        """Names of the machines whose lease holds."""
+        prefix = OWN_PREFIX + b"alive/"
+        names = set()
+        for key, item in self.range(prefix, prefix_end(prefix)):
+            try:
+                names.add(str(json.loads(item.value)["name"]))
+            except (ValueError, KeyError, TypeError):  # no command may ever stop a peer
+                names.add(key[len(prefix) :].decode("utf-8", "replace"))
+        return names
 
     # -- whole state ---------------------------------------------------------------------------
 

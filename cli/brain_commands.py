@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,8 @@ def lock_acquire(
     elif answer["granted"]:
         click.echo(f"granted, token {answer['token']}")
     else:
-        die(f"held by {', '.join(answer.get('holders', []))}", FAILED)
+        held = ", ".join(answer.get("holders", []))
+        die(answer.get("quorum") or (f"held by {held}" if held else "others wait for it"), FAILED)
     if not answer["granted"]:
         raise SystemExit(FAILED)
 
@@ -238,6 +240,35 @@ def lock_set_max(session: Session, count: int, group: str, as_json: bool) -> Non
     """How many may hold it at once; 0 pauses."""
     answer = session.ask("lock.set-max", group=group, max=count)
     print_json(answer) if as_json else click.echo(f"Old-Max: {answer['old_max']}\nMax: {answer['max']}")
+
+
+@lock.command("queue")
+@group_option
+@as_json_option
+@pass_session
+def lock_queue(session: Session, group: str, as_json: bool) -> None:
+    """Who waits, in order, since when and for what."""
+    rows = [
+        {"group": row["group"], "position": position, **entry}
+        for row in session.ask("lock.status", group=group) for position, entry in enumerate(row["waiting"], 1)
+    ]  # fmt: skip
+    print_json(rows) if as_json else show.table(show.with_age(rows), show.QUEUE_COLUMNS)
+
+
+@lock.command("history")
+@group_option
+@as_json_option
+@pass_session
+def lock_history(session: Session, group: str, as_json: bool) -> None:
+    """What happened to a group: the last fifty grants, releases and changes, and who asked for them."""
+    rows = [
+        {"group": row["group"], "time": entry["at_ms"] / 1000, **{k: v for k, v in entry.items() if k != "at_ms"}}
+        for row in session.ask("lock.status", group=group) for entry in row["history"]
+    ]  # fmt: skip
+    if as_json:
+        print_json(rows)
+    else:
+        show.table([{**row, "at": time.strftime("%b %d %H:%M:%S", time.localtime(row["time"]))} for row in rows], show.LOCK_HISTORY_COLUMNS)
 
 
 @click.group()

@@ -103,6 +103,10 @@ REBALANCE_COLUMNS = [("UNIT", "unit"), ("FROM", "from"), ("TO", "to")]
 ROLLOUT_COLUMNS = [("UNIT", "unit"), ("PHASE", "phase"), ("CHANGED", "progress"), ("DETAIL", "reason")]
 VERSION_COLUMNS = [("VERSION", "short"), ("TIME", "time"), ("STATE", "state")]
 PLAN_COLUMNS = [("UNIT", "unit"), ("CHANGE", "change"), ("MACHINE", "machine"), ("DETAIL", "reason")]
+QUEUE_COLUMNS = [("GROUP", "group"), ("POSITION", "position"), ("MACHINE", "machine"), ("WAITS", "age"), ("REASON", "reason")]
+LOCK_HISTORY_COLUMNS = [
+    ("TIME", "at"), ("GROUP", "group"), ("EVENT", "event"), ("MACHINE", "machine"), ("DETAIL", "detail"), ("BY", "by"),
+]  # fmt: skip
 KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
 
 

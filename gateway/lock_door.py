@@ -47,10 +47,10 @@ class LockRequest:
             self._refuse(400, "decode_error", str(error))
             return
         if request.path == PATHS[0]:
-            args: dict[str, Any] = {"group": group, "machine": host, "reason": "FleetLock: reboot", "wait": 0.0}
+            args: dict[str, Any] = {"group": group, "machine": host, "reason": "reboot", "by": "FleetLock", "wait": 0.0}
             self.door.control.ask_back(Command("lock.acquire", args), lambda v, e: self._asked(group, v, e))
         else:
-            args = {"group": group, "machine": host, "token": 0, "force": True}
+            args = {"group": group, "machine": host, "token": 0, "force": True, "by": "FleetLock"}
             self.door.control.ask_back(Command("lock.release", args), lambda v, e: self._asked(group, {"granted": True}, e))
 
     def _asked(self, group: str, value: Any, error: BaseException | None) -> None:

@@ -29,8 +29,9 @@ def _lock_acquire(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
     wait = float(args.get("wait", 0.0))
     message = Acquire(
-        str(args.get("group") or "default"), str(args["machine"]), str(args.get("reason", "")), wait
-    )
+        str(args.get("group") or "default"), str(args["machine"]), str(args.get("reason", "")), wait,
+        str(args.get("by") or "operator"),
+    )  # fmt: skip
     control.relay(_locks(control), message, promise, wait + 6.0)
     return promise
 
@@ -40,7 +41,7 @@ def _lock_release(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
     message = Release(
         str(args.get("group") or "default"), str(args["machine"]), int(args.get("token") or 0),
-        bool(args.get("force")),
+        bool(args.get("force")), str(args.get("by") or "operator"),
     )  # fmt: skip
     control.relay(_locks(control), message, promise)
     return promise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from typing import Any
@@ -12,7 +13,7 @@ from brain import locks, snapshot
 from brain.locks import LockError, available, decide, dump, load
 from brain.raft import Config
 from brain.snapshot import Meta
-from brain.store import LOCKS_PREFIX, Store, StoreError
+from brain.store import LOCKS_PREFIX, Store, StoreError, prefix_end
 
 GROUP = "default"
 
@@ -233,9 +234,9 @@ def test_l5_everything_survives_a_restart_from_a_snapshot(lock: Lock) -> None:
 def test_l5_the_stored_form_is_stable() -> None:
     """Sorted, compact JSON: equal states are equal bytes."""
     state = {"group": "g", "max": 2, "queue": [], "holders": {"b": {"token": 2}, "a": {"token": 1}}}
-    assert load(dump(state), "g") == state
+    assert load(dump(state), "g") == {**state, "history": []}
     assert dump(state) == dump(dict(reversed(state.items())))
-    assert load(None, "new") == {"group": "new", "max": 1, "holders": {}, "queue": []}
+    assert load(None, "new") == {"group": "new", "max": 1, "holders": {}, "queue": [], "history": []}
 
 
 def test_a_grant_says_who_why_and_since_when(lock: Lock) -> None:
@@ -398,3 +399,93 @@ def test_a_lock_needs_a_machine_and_a_known_verb(lock: Lock) -> None:
     result, _ = lock.store.apply(0, ["lock", GROUP, "steal", {}])
     assert isinstance(result, StoreError)
     assert result.code == "lock_verb"
+
+
+# -- the quorum, and locksmith's own record ------------------------------------------------------------
+
+
+VOTERS = ["m1", "m2", "m3", "m4", "m5"]
+
+
+def ask(lock: Lock, verb: str, **more: Any) -> dict[str, Any]:
+    given = {"acquire": {"reason": "r", "boot_id": "b", "wait": True}, "release": {"token": 0, "force": True}}.get(verb, {})
+    return lock._do(verb, **{**given, **more, "voters": VOTERS})
+
+
+def alive(lock: Lock, *names: str) -> None:
+    prefix = b"/_argosy/alive/"
+    for key, _ in lock.store.range(prefix, prefix_end(prefix)):
+        lock.store.apply(lock.now, ["delete", key])
+    for name in names:
+        lock.store.apply(lock.now, ["put", prefix + f"id-{name}".encode(), json.dumps({"name": name}).encode()])
+
+
+def test_l17_a_grant_never_costs_the_quorum(lock: Lock) -> None:
+    """Holders and machines that are down count; others may go meanwhile, and a return lets the next go."""
+    lock.set_max(5)
+    alive(lock, *VOTERS)
+    assert ask(lock, "acquire", machine="m1")["granted"] and ask(lock, "acquire", machine="m2")["granted"]
+    refused = ask(lock, "acquire", machine="m3")
+    assert not refused["granted"] and refused["quorum"] == "quorum: 3 of 5 voters must stay up; with m1, m2, m3 down there are 2"
+    assert ask(lock, "acquire", machine="agent")["granted"], "it does not vote"
+    assert ask(lock, "release", machine="m1")["released"] and lock.holders == ["agent", "m2", "m3"]
+    alive(lock, "m1", "m2", "m3", "m4")
+    assert not ask(lock, "acquire", machine="m1")["granted"]
+    ask(lock, "release", machine="m3")
+    assert lock.holders == ["agent", "m2"] and lock.queue == ["m1"], "m5 is down"
+    assert ask(lock, "look") == {"changed": False, "revision": lock.store.revision}
+    alive(lock, *VOTERS)
+    assert ask(lock, "look")["changed"] and lock.holders == ["agent", "m1", "m2"]
+    assert [row["event"] for row in lock.state["history"]][-3:] == ["granted", "released", "granted"]
+
+
+def test_waiters_of_machines_that_are_gone_leave_the_queue(lock: Lock) -> None:
+    """Nobody waits behind the dead."""
+    alive(lock, "m1", "m2")
+    ask(lock, "acquire", machine="a", via="m1")
+    ask(lock, "acquire", machine="b", via="m3")
+    ask(lock, "acquire", machine="c", via="m2")
+    assert lock.queue == ["b", "c"]
+    ask(lock, "look")
+    assert lock.queue == ["c"]
+
+
+SEMAPHORE = b"/coreos.com/updateengine/rebootlock/semaphore"
+
+
+def test_locksmith_sees_and_changes_the_same_lock(lock: Lock) -> None:
+    """What it writes counts at the next decision, though nobody here saw it before."""
+
+    def record() -> dict[str, Any]:
+        return dict(json.loads(lock.store.live[SEMAPHORE].value))
+
+    def write(**value: Any) -> None:
+        lock.store.apply(lock.now, ["put", SEMAPHORE, json.dumps(value).encode()])
+
+    alive(lock, *VOTERS)
+    token = lock.acquire("m1")["token"]
+    assert record() == {"semaphore": 0, "max": 1, "holders": ["m1"]}
+    lock.set_max(2)
+    write(semaphore=0, max=2, holders=["m1", "smith"])
+    assert not lock.acquire("m2")["granted"] and lock.holders == ["m1", "smith"]
+    write(semaphore=1, max=2, holders=["smith"])  # locksmithctl unlock m1
+    assert lock.acquire("m3", wait=False)["granted"] is False, "m2 waits longer"
+    ask(lock, "look")
+    assert lock.holders == ["m2", "smith"] and record()["holders"] == ["m2", "smith"]
+    assert not lock.release("m1", token)["released"], "locksmith did that already"
+    for nonsense in ({"max": "x", "holders": ["y"]}, {"holders": [7], "max": 1}, {"max": 1}):
+        lock.store.apply(lock.now, ["put", SEMAPHORE, json.dumps(nonsense).encode()])
+        ask(lock, "look")
+        assert lock.holders == ["m2", "smith"]
+    assert {row["by"] for row in lock.state["history"] if row["machine"] == "smith"} == {"locksmith"}
+
+
+def test_phases_are_the_holders_own(lock: Lock) -> None:
+    """With its token; each gives it more time."""
+    token = lock.acquire("m1")["token"]
+    with pytest.raises(StoreError, match="with token 0"):
+        lock._do("phase", machine="m1", token=0, phase="rebooting", deadline_s=60)
+    lock.now += 100_000
+    lock._do("phase", machine="m1", token=token, phase="rebooting", deadline_s=60)
+    assert lock.state["holders"]["m1"]["phase"] == "rebooting"
+    assert 160 <= lock.state["holders"]["m1"]["deadline_s"] <= 162
