@@ -99,7 +99,9 @@ def merged(state: dict[str, Any], value: bytes | None, revision: int, now_ms: in
         return state
     if not isinstance(names, list) or len(names) > QUEUE_MAX or not all(isinstance(name, str) and name for name in names):
         return state
-    if isinstance(most, int) and not isinstance(most, bool) and 0 <= most <= HOLDERS_MAX and most != state["max"]:
+    if type(most) is not int or not 0 <= most <= HOLDERS_MAX:
+        return state
+    if most != state["max"]:
         state = _noted({**state, "max": most}, now_ms, "max", "", f"{state['max']} becomes {most}", "locksmith")
     for machine in sorted(set(state["holders"]) - set(names)):
         holders = {name: holder for name, holder in state["holders"].items() if name != machine}
