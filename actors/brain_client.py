@@ -35,6 +35,11 @@ DONE = b"/_argosy/done/"
 ROLLOUTS = b"/_argosy/rollouts/"
 VERSIONS = b"/_argosy/versions/"
 REBALANCE = b"/_argosy/rebalance/"
+RELEASES = b"/_argosy/releases/"
+ROLLOUTS_OF_RELEASES = b"/_argosy/release-rollouts/"
+TRUST = b"/_argosy/release-trust"
+UPDATES = b"/_argosy/updates/"
+UPDATE_POLICY = b"/_argosy/update-policy"
 
 
 class Mirror:

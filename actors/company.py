@@ -26,6 +26,7 @@ from .raft_peer import PeerSettings, RaftPeer
 from .rollouts import Rollouts
 from .scheduler import Scheduler
 from .timers import Timers
+from .updater import Updater
 
 #: Supervision of a host's own actors: a chaos test may kill one now and then, a bug loops.
 LIMIT = RestartLimit(restarts=10, within=10.0, backoff=0.05)
@@ -44,6 +45,7 @@ class Company:
     timers: Ref | None = None
     rollouts: Ref | None = None
     lock_manager: Ref | None = None
+    updater: Ref | None = None
 
 
 def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozenset[str]) -> tuple[str, bytes]:
@@ -86,4 +88,5 @@ def boot(
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.rollouts = system.spawn(Rollouts, ports, raft, name="rollouts", limit=LIMIT)
     company.lock_manager = system.spawn(LockManager, identity.name, ports, raft, name="lock-manager", limit=LIMIT)
+    company.updater = system.spawn(Updater, identity, ports, raft, company.router, name="updater", limit=LIMIT)
     return company

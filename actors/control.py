@@ -32,6 +32,7 @@ from .brain_client import (
     STATES,
     TIMERS,
     UNITS,
+    UPDATES,
     BrainActor,
 )
 from .raft_messages import (
@@ -73,7 +74,7 @@ VERBS: dict[str, _Verb] = {}
 #: Seconds to collect changes before what somebody waits for is looked at again.
 CHECK_S = 0.01
 #: What listings show.
-MIRRORED = (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS, MOVES, ORDERS, ROLLOUTS, DONE)
+MIRRORED = (UNITS, PLACES, STATES, MACHINES, ALIVE, TIMERS, MOVES, ORDERS, ROLLOUTS, DONE, UPDATES)
 #: Values of keys that are kept decoded; all are dropped when there are more.
 VALUES_MAX = 200_000
 

@@ -81,7 +81,8 @@ class LockManager(BrainActor):
         super().__init__(raft_ref)
         self._name = name
         self._ports = ports
-        self._waiting: dict[tuple[str, str], list[Promise]] = {}
+        #: who waits, by group and machine, and since which revision it is in the queue
+        self._waiting: dict[tuple[str, str], list[tuple[Promise, int]]] = {}
         self._groups: Any = None
         self._semaphores: Any = None
         self._leading = False
@@ -190,14 +191,14 @@ class LockManager(BrainActor):
             promise.reply(value)
             return
         key = (message.group, message.machine)
-        self._waiting.setdefault(key, []).append(promise)
+        self._waiting.setdefault(key, []).append((promise, int(value["revision"])))
         self.after(wait, lambda: self._give_up(key, promise))
         self._check(message.group)  # granted between the decision and this moment?
 
     def _give_up(self, key: tuple[str, str], promise: Promise) -> None:
         if promise.done:
             return
-        self._waiting.get(key, []).remove(promise)
+        self._waiting[key] = [entry for entry in self._waiting.get(key, []) if entry[0] is not promise]
         self.refusals += 1
         promise.fail(BrainError(TIMED_OUT, "the lock was not granted in time; left the queue"))
         group, machine = key
@@ -219,11 +220,20 @@ class LockManager(BrainActor):
         item = self._groups.items.get(LOCKS + group.encode())
         if item is None:
             return
-        holders = locks.load(item.value, group)["holders"]
-        for machine, holder in holders.items():
-            for promise in self._waiting.pop((group, machine), ()):
+        state = locks.load(item.value, group)
+        for machine, holder in state["holders"].items():
+            for promise, _ in self._waiting.pop((group, machine), ()):
                 self.grants += 1
                 promise.reply({"granted": True, "token": holder["token"]})
+        queued = {entry["machine"] for entry in state["queue"]}
+        for (name, machine), waiting in list(self._waiting.items()):
+            if name != group or machine in queued:
+                continue
+            left = [promise for promise, revision in waiting if self._groups.revision >= revision]
+            self._waiting[name, machine] = [entry for entry in waiting if entry[0] not in left]
+            for promise in left:
+                self.refusals += 1
+                promise.fail(BrainError("failed", f"{machine} was taken out of the queue of lock {group}"))
 
     @handles(Release)
     def _on_release(self, message: Release) -> Promise:

@@ -59,6 +59,8 @@ class Identity:
     #: processors and bytes that units may reserve; 0 is unknown, and without limit
     cpus: float = 0.0
     memory: int = 0
+    #: of the two system images the one that runs; empty where there are none
+    slot: str = ""
 
 
 class Machine(BrainActor):
@@ -165,6 +167,7 @@ class Machine(BrainActor):
             "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
             "metadata": me.metadata, "role": me.role, "version": me.version,
             "engine": self._ports.containers is not None, "cpus": me.cpus, "memory": me.memory,
+            "slot": me.slot,
         }  # fmt: skip
         alive = {"boot_id": self._boot_id, "name": me.name}
         key = me.id.encode()

@@ -30,10 +30,13 @@ from gateway.door import Gateway
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
 from metrics.exporter import Exporter
+from runners.boot import REBOOT
 from runners.containers import Containers
 from runners.disk import RealDisk
 from runners.processes import Processes
 from runners.real import RealClock, RealRng
+from runners.slots import Slots
+from runners.slots_port import SlotsPort
 from transport import tls
 from transport.client import Client, Credentials, UnreachableError
 from transport.router import RemoteError
@@ -42,7 +45,8 @@ from transport.tcp import TcpNet
 from .config import HostConfig
 
 logger = logging.getLogger("argosy.host")
-VERSION = "0.1.0"
+#: What runs: the release in whose slot this is, or what was installed.
+VERSION = os.environ.get("ARGOSY_RELEASE") or "0.1.0"
 #: Seconds between attempts to tell the others this host's addresses.
 INTRODUCE_S = 0.1
 
@@ -250,6 +254,13 @@ class Host:
         self.company: Company = None  # type: ignore[assignment]
         self.net: TcpNet = None  # type: ignore[assignment]
         self._opening: asyncio.Task[None] | None = None
+        self.slots: SlotsPort | None = None
+        self.status = 0  # what the process exits with, if all goes well
+
+    def _reboot(self) -> None:
+        """End, so that the launcher starts what the boot record names."""
+        self.status = REBOOT
+        self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
         if not self.ended.done():
@@ -278,7 +289,9 @@ class Host:
             config.engine, self.loop, self.folder, membership.machine, membership.cluster,
             prefix=f"argosy-{membership.machine[:8]}-",
         )  # fmt: skip
-        ports = Ports(clock, rng, disk, self.net, processes, self.containers)
+        slots = self.folder / "slots"
+        self.slots = SlotsPort(self.loop, Slots(self.folder), self._reboot) if slots.is_dir() else None
+        ports = Ports(clock, rng, disk, self.net, processes, self.containers, self.slots)
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
         if self._brain_only:  # as etcd: nobody is served before this member's addresses are known
@@ -312,7 +325,7 @@ class Host:
             f"http://{doors[0][0]}:{doors[0][1]}" if doors else "",
             config.advertise or resolve(config.transport)[0], dict(config.metadata), config.role, VERSION,
             _container_endpoint(config, doors), float(len(os.sched_getaffinity(0))),
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.environ.get("ARGOSY_SLOT", "") if self.slots else "",
         )  # fmt: skip
         return boot(
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings
@@ -437,6 +450,8 @@ def serve(
     """
     sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
 
+    status: list[int] = []
+
     async def main() -> BaseException | None:
         host = Host(config, folder, membership, settings, urls, brain_only, history)
         loop = asyncio.get_running_loop()
@@ -450,6 +465,7 @@ def serve(
         logger.info("host %s is up: transport %s, HTTP %s", config.name, config.transport, ", ".join(config.client))
         error = await host.ended
         await host.stop()
+        status.append(host.status)
         return error
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -460,7 +476,7 @@ def serve(
     if error is not None:
         print(f"argosy: host {config.name} ended: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status[-1]
 
 
 def log_to_stderr(level: Any = logging.INFO) -> None:

@@ -96,3 +96,5 @@ class Ports:
     processes: Any
     #: the same for containers; None on a machine without an engine
     containers: Any = None
+    #: the two system images of this machine; None where others update it
+    slots: Any = None

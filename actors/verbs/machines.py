@@ -45,7 +45,8 @@ def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[
     return {
         "id": machine, "name": about["name"], "address": about["address"],
         "metadata": metadata(about, order), "state": state_of(control, machine),
-        "voter": machine in voters, "units": count, "version": about["version"], "slot": "",
+        "voter": machine in voters, "units": count, "version": about["version"],
+        "slot": about.get("slot", ""),
         "last_seen_s": 0.0 if alive is not None else None, "endpoint": about["endpoint"],
     }  # fmt: skip
 

@@ -6,6 +6,7 @@ when everything is healed, every wanted unit runs where the brain says it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,8 @@ class Fleet:
 
     def __init__(self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None) -> None:
         """``about``: fields of the identity of machines, by name."""
+        #: makes the slots of a machine, and says which version its next start is of
+        self.slots_of: Callable[[SimMachine], Any] | None = None
         self._about = about or {}
         self.seed = seed
         self.world = world
@@ -77,7 +80,8 @@ class Fleet:
             machine.disk.install(name, data)
         dispatcher = SimDispatcher(machine)
         processes = SimProcesses(machine, machine.place)  # type: ignore[attr-defined]
-        ports = Ports(machine, machine, machine.disk, machine.net, processes)  # type: ignore[arg-type]
+        slots = self.slots_of(machine) if self.slots_of is not None else None
+        ports = Ports(machine, machine, machine.disk, machine.net, processes, None, slots)  # type: ignore[arg-type]
         identity = Identity(machine.name, machine.name, machine.name, "http://door", machine.name, {}, "voter", "sim")
         identity = replace(identity, **self._about.get(machine.name, {}))
 
@@ -117,8 +121,13 @@ class Fleet:
 
         def attempt() -> None:
             alive = [m for m in self.machines if m.alive and not m.paused]
-            future = alive[0].host.control.ask(Command(verb, args), block=False)
+            if not alive:
+                attempt_later()
+                return
+            machine, life = alive[0], alive[0].life
+            future = machine.host.control.ask(Command(verb, args), block=False)
             future.on_done(lambda f: result.append(f) if f.error is None else attempt_later())
+            self.world.call_later(2.0, lambda: None if result or (machine.alive and machine.life == life) else attempt())
 
         def attempt_later() -> None:
             self.world.call_later(0.5, attempt)

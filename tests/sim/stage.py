@@ -25,9 +25,12 @@ RestartSec=100ms
 class Stage:
     """Machines, three unless it is said, on which units are put."""
 
-    def __init__(self, world: World, seed: int, size: int = 3, **about: dict[str, Any]) -> None:
+    def __init__(self, world: World, seed: int, size: int = 3, before: Any = None, **about: dict[str, Any]) -> None:
+        """``before`` is called with the fleet before its machines start."""
         self.world = world
         self.fleet = Fleet(seed, size, world, about)
+        if before is not None:
+            before(self.fleet)
         for machine in self.fleet.machines:
             machine.start()
 

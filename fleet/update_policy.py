@@ -1,0 +1,94 @@
+"""When machines may take an update, and how long its steps may take: the cluster's own rules.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import calendar, syntax
+
+#: Windows, blocking units and commands that a policy may have.
+RULES_MAX = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time in which machines may reboot: from each elapse of a calendar on, for so many seconds."""
+
+    when: str
+    length: float
+
+    def is_open(self, now: float) -> bool:
+        """Whether ``now`` is inside; a calendar has its own time zone, or UTC."""
+        return self._elapse(now - self.length) <= now
+
+    def opens(self, now: float) -> float:
+        """When it opens next."""
+        return self._elapse(now)
+
+    def _elapse(self, moment: float) -> float:
+        from datetime import timezone
+
+        found = calendar.parse(self.when).next_after(moment, timezone.utc)
+        return found if found is not None else float("inf")
+
+
+def window(text: str) -> Window:
+    """``CALENDAR for TIME``, as ``Sat,Sun 22:00 Europe/Berlin for 4h``; raises ``ValueError``."""
+    when, word, length = text.rpartition(" for ")
+    if not word:
+        raise ValueError(f"{text!r} is not CALENDAR for TIME, like 'Mon..Fri 22:00 Europe/Berlin for 4h'")
+    calendar.parse(when)
+    seconds = syntax.duration(length)
+    if not 60 <= seconds <= 7 * 86400:
+        raise ValueError(f"{text!r}: a window is between a minute and a week long")
+    return Window(when, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Seconds; no window at all is an open one."""
+
+    windows: tuple[str, ...] = ()
+    #: patterns of units of which none may run on a machine that reboots
+    block_units: tuple[str, ...] = ()
+    #: commands that must succeed on it; one that cannot be run, or takes too long, blocks
+    block_commands: tuple[str, ...] = ()
+    drain_limit: float = 120.0
+    trial_limit: float = 120.0
+    commit_after: float = 10.0
+    #: bytes a second that one machine fetches; 0 is no limit
+    rate: int = 0
+    parsed: tuple[Window, ...] = field(default=(), compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "windows": list(self.windows), "block_units": list(self.block_units), "block_commands": list(self.block_commands),
+            "drain_limit": self.drain_limit, "trial_limit": self.trial_limit, "commit_after": self.commit_after, "rate": self.rate,
+        }  # fmt: skip
+
+    def closed(self, now: float) -> str:
+        """Why no machine may reboot at this moment; empty if one may."""
+        if not self.parsed or any(one.is_open(now) for one in self.parsed):
+            return ""
+        opens = min(one.opens(now) for one in self.parsed)
+        return f"the next window opens in {(opens - now) / 3600:.1f} h" if opens < float("inf") else "no window opens any more"
+
+
+def policy(record: Mapping[str, Any]) -> Policy:
+    """A policy as it is stored; raises ``ValueError``."""
+    values = {name: record[name] for name in Policy.__dataclass_fields__ if name in record and name != "parsed"}
+    for name in ("windows", "block_units", "block_commands"):
+        listed = values.get(name, ())
+        if not isinstance(listed, list | tuple) or len(listed) > RULES_MAX or not all(isinstance(text, str) and text for text in listed):
+            raise ValueError(f"{name}: at most {RULES_MAX} texts")
+        values[name] = tuple(listed)
+    for name in ("drain_limit", "trial_limit", "commit_after"):
+        value = values.get(name, 1.0)
+        if not isinstance(value, int | float) or not 0 <= value <= 86400 or (name != "commit_after" and not value):
+            raise ValueError(f"{name}: seconds, up to a day")
+    if not isinstance(values.get("rate", 0), int) or not 0 <= values.get("rate", 0) < 2**40:
+        raise ValueError("rate: bytes a second, or 0 for no limit")
+    return Policy(**values, parsed=tuple(window(text) for text in values["windows"]))

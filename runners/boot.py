@@ -1,0 +1,198 @@
+"""``argosy-boot``: the launcher outside the slots, and the record that it and the updater share.
+
+It takes a try from the record, starts what is in the slot, and falls back by itself when the
+new version crashes, hangs, or is cut off before it was found good.  Only the standard library:
+it must work whatever an image has in it.  Usage: ``boot.py DIR ARGUMENT...``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: What a host process exits with that wants to be started anew from the slot that the record names.
+REBOOT = 79
+#: Tries that a new version has: for crashes and power cuts.  A failed verdict on its health ends it at once.
+TRIES = 3
+#: Seconds that a new version has until it is kept or given up, whatever it does.
+TRIAL_S = 300.0
+#: Versions that are remembered as bad.
+BAD_MAX = 50
+SLOTS = ("A", "B")
+
+
+@dataclass(slots=True)
+class Record:
+    """Which slot is started.  Two copies lie on the disk, the newer valid one counts."""
+
+    seq: int = 0
+    #: the slot that is known to be good; empty is what was installed before the first release
+    active: str = ""
+    #: a slot on trial, and what is left of its tries and seconds
+    trial: str = ""
+    tries: int = 0
+    trial_s: float = TRIAL_S
+    #: of each slot: state (``ok`` or ``writing``), version, sequence, manifest
+    slots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: manifests that did not work here, with the version and the reason: never tried again by themselves
+    bad: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: how the last update ended, for whoever tells of it: manifest, result, reason, and whether that is done
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def other(self) -> str:
+        """The slot that may be written."""
+        return "B" if self.active == "A" else "A"
+
+    def note_bad(self, manifest: str, reason: str) -> None:
+        """Remember a version that did not work; the oldest are forgotten."""
+        about = next((slot for slot in self.slots.values() if slot.get("manifest") == manifest), {})
+        self.bad.pop(manifest, None)
+        self.bad[manifest] = {"version": about.get("version", ""), "reason": reason}
+        while len(self.bad) > BAD_MAX:
+            self.bad.pop(next(iter(self.bad)))
+
+    def give_up(self, reason: str) -> None:
+        """The slot on trial is not started any more."""
+        manifest = self.slots.get(self.trial, {}).get("manifest", "")
+        if manifest:
+            self.note_bad(manifest, reason)
+        self.last = {"manifest": manifest, "version": self.slots.get(self.trial, {}).get("version", ""),
+                     "result": "failed", "reason": reason, "returned": False}  # fmt: skip
+        self.trial, self.tries = "", 0
+
+
+def _copies(folder: Path) -> list[Path]:
+    return [folder / "boot-0.json", folder / "boot-1.json"]
+
+
+def load(folder: Path) -> Record:
+    """The record in ``folder``; a new one where there is none that is whole."""
+    best = Record()
+    for path in _copies(folder):
+        try:
+            text = json.loads(path.read_text())
+            body = text["record"]
+            if text["sum"] == _sum(body):
+                found = Record(**body)
+                best = found if found.seq > best.seq else best
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return best
+
+
+def _sum(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def save(folder: Path, record: Record) -> None:
+    """Write the record over its older copy: the newer one stays whole whatever happens."""
+    record.seq += 1
+    body = asdict(record)
+    path = _copies(folder)[record.seq % 2]
+    temporary = path.with_suffix(".part")
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump({"record": body, "sum": _sum(body)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder last."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def choose(folder: Path) -> tuple[str, Record]:
+    """The slot to start now (empty: what was installed first); one on trial has a try less afterwards."""
+    record = load(folder)
+    if record.trial:
+        if record.slots.get(record.trial, {}).get("state") != "ok":
+            record.give_up("its slot is not whole")
+            save(folder, record)
+        elif record.tries <= 0:
+            record.give_up(f"it ended {TRIES} times before it was found good")
+            save(folder, record)
+        else:
+            record.tries -= 1
+            save(folder, record)
+            return record.trial, record
+    if record.active and record.slots.get(record.active, {}).get("state") != "ok":
+        other = record.other
+        record.active = other if record.slots.get(other, {}).get("state") == "ok" else ""
+        save(folder, record)
+    return record.active, record
+
+
+class Launcher:
+    """Starts the host process of a machine, and starts it again where that is its business."""
+
+    def __init__(self, home: Path, arguments: list[str]) -> None:
+        self.folder = home / "slots"
+        self.arguments = arguments
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = 0
+
+    def run(self) -> int:
+        """Until it is told to stop, or a version that is known to be good ends; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        while True:
+            slot, record = choose(self.folder)
+            status = self._one(slot, record)
+            if self._stopping:
+                return status
+            now = load(self.folder)
+            if status == REBOOT:
+                if slot and now.trial == slot:  # it wanted that itself: no try is lost
+                    now.tries = min(TRIES, now.tries + 1)
+                    save(self.folder, now)
+                continue
+            if slot and now.trial == slot:
+                print(f"argosy-boot: version {record.slots[slot].get('version')} on trial ended with {status}; "
+                      f"{now.tries} tries are left", file=sys.stderr, flush=True)  # fmt: skip
+                time.sleep(0.2)
+                continue
+            return status  # an init system starts us again
+
+    def _stop(self, number: int, _: Any) -> None:
+        self._stopping = number
+        if self._child is not None:
+            self._child.send_signal(number)
+
+    def _one(self, slot: str, record: Record) -> int:
+        environment = dict(os.environ)
+        environment["ARGOSY_SLOT"] = slot or "-"
+        if slot:
+            root = str(self.folder / slot)
+            environment["PYTHONPATH"] = root
+            environment["PYTHONPYCACHEPREFIX"] = str(self.folder / "pycache" / slot)  # an image stays as it was signed
+            environment["ARGOSY_RELEASE"] = str(record.slots[slot].get("version", ""))
+        began = time.monotonic()
+        self._child = subprocess.Popen([sys.executable, "-m", "cli.main", *self.arguments], env=environment, cwd="/")
+        while True:
+            try:
+                return self._child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                now = load(self.folder) if slot else record
+                if slot and now.trial == slot and time.monotonic() - began > now.trial_s and not self._stopping:
+                    now.give_up(f"it was not found good in {now.trial_s:g} s")
+                    save(self.folder, now)
+                    self._child.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(Launcher(Path(sys.argv[1]), sys.argv[2:]).run())

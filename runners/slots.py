@@ -1,0 +1,300 @@
+"""Slots and chunks on the disk: images are put together beside what runs, and switched by one record.
+
+The slot that is written is marked unbootable before its first byte changes, and bootable only
+after every file was read back and found right.  All of it blocks: in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from fleet import release
+from fleet.release import CHUNK_BYTES, Entry, ReleaseError, Statement, Trust
+
+from . import boot
+from .boot import Record
+
+#: Bytes of free space that an update leaves on the disk.
+RESERVE_BYTES = 64 * 1024 * 1024
+
+
+class Chunks:
+    """Pieces of images by their hash; each is verified when it is written, and when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, name: str) -> Path:
+        """Where a chunk, or a manifest, lies; raises ``ValueError`` for what is no hash."""
+        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise ValueError(f"{name[:80]!r} is no hash")
+        return self.folder / name[:2] / name
+
+    def has(self, name: str) -> bool:
+        """Whether a chunk is here."""
+        return self.path(name).exists()
+
+    def get(self, name: str) -> bytes | None:
+        """A chunk; None if it is not here, or not whole any more (then it is removed)."""
+        try:
+            data = self.path(name).read_bytes()
+        except OSError:
+            return None
+        if release.digest(data) != name:
+            self.path(name).unlink(missing_ok=True)
+            return None
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep a chunk; raises :class:`ReleaseError` if it is not the one, ``OSError`` if there is no room."""
+        if release.digest(data) != name:
+            raise ReleaseError("damaged", f"a chunk is not the one that was asked for ({name[:12]})")
+        path = self.path(name)
+        if path.exists():
+            return
+        if shutil.disk_usage(self.folder).free < RESERVE_BYTES + len(data):
+            raise OSError(28, f"less than {RESERVE_BYTES // 1024**2} MiB would be free", str(self.folder))
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+
+    def keep_only(self, names: set[str]) -> int:
+        """Remove all others; returns how many that were."""
+        removed = 0
+        for path in self.folder.glob("??/*"):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+
+class Slots:
+    """The two slots of a machine, its chunks, and its boot record; see :class:`SlotsPort`."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "slots"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.chunks = Chunks(home / "releases")
+
+    def record(self) -> Record:
+        """The boot record."""
+        return boot.load(self.folder)
+
+    def save(self, record: Record) -> None:
+        """Write the boot record."""
+        boot.save(self.folder, record)
+
+    def trust(self) -> Trust | None:
+        """Whose signatures this machine accepts; None while it was told of nobody."""
+        try:
+            return release.trust(json.loads((self.folder / "trust.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def keep_trust(self, trusted: Trust) -> None:
+        """Accept the signatures of these keys from now on."""
+        temporary = self.folder / "trust.part"
+        temporary.write_bytes(release.canonical(trusted.record()))
+        os.replace(temporary, self.folder / "trust.json")
+        boot.sync_folder(self.folder)
+
+    def missing(self, manifest: str) -> list[str]:
+        """Chunks of an image that are in no slot and not kept; the manifest itself alone if it is not here."""
+        data = self.chunks.get(manifest)
+        if data is None:
+            return [manifest]
+        wanted = {chunk for entry in release.manifest(data, manifest) for chunk in entry.chunks}
+        left = [chunk for chunk in wanted if not self.chunks.has(chunk)]
+        if left:
+            self._take_from_slots(set(left))
+        return sorted(chunk for chunk in left if not self.chunks.has(chunk))
+
+    def _take_from_slots(self, wanted: set[str]) -> None:
+        """Chunks that an image here has already are not fetched."""
+        for name, about in self.record().slots.items():
+            data = self.chunks.get(about.get("manifest", "0" * 64))
+            if about.get("state") != "ok" or data is None:
+                continue
+            root = self.folder / name
+            for entry in release.manifest(data, about["manifest"]):
+                for number, chunk in enumerate(entry.chunks):
+                    if chunk in wanted and not self.chunks.has(chunk):
+                        piece = _piece(root / entry.path, number)
+                        if release.digest(piece) == chunk:
+                            self.chunks.put(chunk, piece)
+
+    def write(self, made: Statement, say: Callable[[str], None] = lambda text: None) -> str:
+        """Put an image together in the slot that is not in use, and verify it; returns the slot.
+
+        Raises :class:`ReleaseError` (``damaged``) if a chunk is missing or what was written reads
+        back otherwise; the slot is unbootable then.
+        """
+        data = self.chunks.get(made.manifest)
+        if data is None:
+            raise ReleaseError("damaged", "the manifest is not here")
+        entries = release.manifest(data, made.manifest)
+        record = self.record()
+        slot = record.other
+        if record.trial == slot:
+            raise ReleaseError("bad", f"slot {slot} is on trial")
+        about = {"version": made.version, "sequence": made.sequence, "manifest": made.manifest}
+        root = self.folder / slot
+        if record.slots.get(slot) == {**about, "state": "ok"} and not _difference(root, entries):
+            return slot
+        record.slots[slot] = {**about, "state": "writing"}
+        self.save(record)
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir(mode=0o755)
+        for number, entry in enumerate(sorted(entries, key=lambda one: one.path)):
+            self._write_entry(root, entry)
+            if number % 200 == 0:
+                say(f"writing {number} of {len(entries)} files")
+        _sync_tree(root, entries)
+        wrong = _difference(root, entries)
+        if wrong:
+            raise ReleaseError("damaged", f"slot {slot} reads back otherwise than it was written: {wrong}")
+        record.slots[slot] = {**about, "state": "ok"}
+        self.save(record)
+        return slot
+
+    def _write_entry(self, root: Path, entry: Entry) -> None:
+        path = root / entry.path
+        if entry.kind == "dir":
+            path.mkdir(mode=entry.mode | 0o700)
+        elif entry.kind == "link":
+            path.symlink_to(entry.target)
+        else:
+            with open(path, "xb") as file:
+                for chunk in entry.chunks:
+                    data = self.chunks.get(chunk)
+                    if data is None:
+                        raise ReleaseError("damaged", f"a chunk of {entry.path} is not here")
+                    file.write(data)
+                os.fchmod(file.fileno(), entry.mode)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def begin_trial(self, slot: str, seconds: float) -> None:
+        """The next start is from this slot, with so many tries and so much time."""
+        record = self.record()
+        if record.slots.get(slot, {}).get("state") != "ok":
+            raise ReleaseError("damaged", f"slot {slot} is not whole")
+        record.trial, record.tries, record.trial_s, record.last = slot, boot.TRIES, seconds, {}
+        self.save(record)
+
+    def commit(self) -> None:
+        """What is on trial is good."""
+        record = self.record()
+        if record.trial:
+            about = record.slots[record.trial]
+            record.last = {"manifest": about["manifest"], "version": about["version"], "result": "committed", "reason": "", "returned": False}
+            record.active, record.trial, record.tries = record.trial, "", 0
+            self.save(record)
+
+    def roll_back(self, reason: str) -> None:
+        """What is on trial is bad: the next start is from the slot before."""
+        record = self.record()
+        if record.trial:
+            record.give_up(reason)
+            self.save(record)
+
+    def returned(self) -> None:
+        """The lock and the drain of the last update were given back."""
+        record = self.record()
+        if record.last and not record.last["returned"]:
+            record.last["returned"] = True
+            self.save(record)
+
+    def forget_bad(self, manifest: str = "") -> None:
+        """Let a version (or all) that did not work be tried again."""
+        record = self.record()
+        record.bad = {m: about for m, about in record.bad.items() if manifest and m != manifest}
+        self.save(record)
+
+    def tidy(self, also: Iterable[str]) -> int:
+        """Keep the chunks of the slots' images, and of those named ``also`` (manifests); returns how many went."""
+        kept: set[str] = set()
+        manifests = {about["manifest"] for about in self.record().slots.values()} | set(also)
+        for name in manifests:
+            data = self.chunks.get(name)
+            if data is not None:
+                kept |= {name, *(chunk for entry in release.manifest(data, name) for chunk in entry.chunks)}
+        return self.chunks.keep_only(kept)
+
+
+def _piece(path: Path, number: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(number * CHUNK_BYTES)
+            return file.read(CHUNK_BYTES)
+    except OSError:
+        return b""
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """A file, a chunk at a time."""
+    with open(path, "rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            yield data
+
+
+def _difference(root: Path, entries: list[Entry]) -> str:
+    """What of an image is not as it should be; empty if all of it is."""
+    there = {str(path.relative_to(root)) for path in root.rglob("*")} if root.is_dir() else set()
+    known = {entry.path for entry in entries}
+    if there != known:
+        return f"{sorted(there ^ known)[0]} is there too much, or is missing"
+    for entry in entries:
+        path = root / entry.path
+        if entry.kind == "link":
+            same = path.is_symlink() and os.readlink(path) == entry.target
+        elif entry.kind == "dir":
+            same = path.is_dir() and not path.is_symlink()
+        else:
+            same = not path.is_symlink() and tuple(release.digest(piece) for piece in pieces(path)) == entry.chunks
+            same = same and path.stat().st_mode & 0o777 == entry.mode
+        if not same:
+            return f"{entry.path} is not as it was signed"
+    return ""
+
+
+def _sync_tree(root: Path, entries: list[Entry]) -> None:
+    for folder in [root, *(root / entry.path for entry in entries if entry.kind == "dir"), root.parent]:
+        boot.sync_folder(folder)
+
+
+def scan(tree: Path, chunks: Chunks | None = None) -> tuple[list[Entry], dict[str, tuple[Path, int]]]:
+    """The entries of a directory tree, and where each chunk can be read: (file, number).
+
+    ``chunks``: where they are kept as well.  Raises ``OSError``, and :class:`ReleaseError` for
+    what an image cannot hold.
+    """
+    entries: list[Entry] = []
+    where: dict[str, tuple[Path, int]] = {}
+    for path in sorted(tree.rglob("*")):
+        name = str(path.relative_to(tree))
+        if path.is_symlink():
+            entries.append(Entry(name, "link", target=os.readlink(path)))
+        elif path.is_dir():
+            entries.append(Entry(name, "dir", path.stat().st_mode & 0o777))
+        elif path.is_file():
+            names = []
+            for number, data in enumerate(pieces(path)):
+                chunk = release.digest(data)
+                names.append(chunk)
+                where.setdefault(chunk, (path, number))
+                if chunks is not None:
+                    chunks.put(chunk, data)
+            entries.append(Entry(name, "file", path.stat().st_mode & 0o777, path.stat().st_size, tuple(names)))
+        else:
+            raise ReleaseError("malformed", f"{path} is no file, directory or link")
+    release.check_tree(entries)  # what a machine would refuse is refused when it is made
+    return entries, where
+
+
