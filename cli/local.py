@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from runners.processes import kill_marked
+from runners import boot as launcher
+from runners.processes import DIRECTORY_VARIABLE, kill_marked
 from transport import tls
 
 from .host import Membership, write_context, write_founding
@@ -37,10 +38,11 @@ def default_context() -> Path:
     return Path(base) / "argosy" / "context.toml"
 
 
-def create(folder: Path, machines: int, offset: int, engine: str = "") -> None:
+def create(folder: Path, machines: int, offset: int, engine: str = "", slots: bool = False) -> None:
     """Lay out a new cluster's directories; an existing one is left as it is.
 
     ``engine``: where its containers run; they reach the brain at the engine's bridge.
+    ``slots``: its machines take releases.
     """
     if not 1 <= machines <= MACHINES_MAX:
         raise LocalError(f"--machines: 1 to {MACHINES_MAX}, not {machines}")
@@ -67,6 +69,8 @@ def create(folder: Path, machines: int, offset: int, engine: str = "") -> None:
     for n, machine in ids.items():
         home = folder / f"m{n}"
         home.mkdir(mode=0o700, exist_ok=True)
+        if slots:
+            (home / "slots").mkdir(mode=0o700)
         tls.save(home / "identity", tls.issue(authority, key, machine, "machine"))
         tls.write_private(home / "identity" / "ca.key", key)
         write_founding(home, members, voters)
@@ -131,12 +135,16 @@ def host_pid(home: Path) -> int:
 
 
 def launch(home: Path) -> subprocess.Popen[bytes]:
-    """Start a host process; it logs to ``host.log``."""
+    """Start a host process; it logs to ``host.log``.  One with slots is started by their launcher."""
+    start = ["start", "--config", str(home / "host.toml")]
+    program, more = ["-m", "cli.main"], {}
+    if (home / "slots").is_dir():
+        program, more = [launcher.__file__, str(home)], {DIRECTORY_VARIABLE: str(home)}
     with open(home / "host.log", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "start", "--config", str(home / "host.toml")],
+            [sys.executable, *program, *start],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**_clean_environment(), "PYTHONHASHSEED": "0"}, cwd="/",
+            env={**_clean_environment(), "PYTHONHASHSEED": "0", **more}, cwd="/",
         )  # fmt: skip
 
 

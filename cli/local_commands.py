@@ -22,11 +22,12 @@ from .session import FAILED, TIMED_OUT, USAGE, Session, die
 @click.option("--port-offset", "offset", default=0, show_default=True, help="Added to every port.")
 @click.option("--detach", is_flag=True, help="Come back when the cluster is up.")
 @click.option("--no-default", is_flag=True, help="Leave the default context alone.")
-def up(machines: int, folder: str, offset: int, detach: bool, no_default: bool) -> None:
+@click.option("--slots", is_flag=True, help="Machines that take releases: two images each, and a launcher.")
+def up(machines: int, folder: str, offset: int, detach: bool, no_default: bool, slots: bool) -> None:
     """Run a cluster of N hosts on this machine."""
     place = Path(folder).absolute()
     try:
-        local_cluster.create(place, machines, offset)
+        local_cluster.create(place, machines, offset, slots=slots)
     except local_cluster.LocalError as error:
         die(str(error), USAGE)
     is_default = False if no_default else local_cluster.make_default(place)

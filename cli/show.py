@@ -14,7 +14,7 @@ from rich.table import Table
 STYLES = {
     "active": "green", "ready": "green", "passing": "green", "running": "green", "leader": "bold cyan",
     "failed": "bold red", "lost": "bold red", "failing": "red", "unreachable": "bold red",
-    "draining": "yellow", "drained": "cyan", "rebooting": "yellow", "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
+    "idle": "green", "trial": "yellow", "refused": "red", "halted": "bold red", "downloading": "cyan", "draining": "yellow", "drained": "cyan", "rebooting": "yellow", "activating": "yellow", "deactivating": "yellow", "reloading": "yellow", "auto-restart": "yellow",
     "create": "green", "start": "green", "update": "yellow", "destroy": "red", "done": "green", "good": "green",
     "current": "green", "bad": "red", "rolled-back": "red", "paused": "yellow", "waiting": "yellow", "rolling": "cyan",
     "rolling-back": "yellow", "canary": "cyan", "inactive": "dim", "dead": "dim", "none": "dim",
@@ -87,7 +87,7 @@ UNIT_COLUMNS = [
 ]  # fmt: skip
 MACHINE_COLUMNS = [
     ("MACHINE", "name"), ("ID", "short"), ("ADDRESS", "address"), ("STATE", "state"), ("VOTER", "voter"),
-    ("UNITS", "units"), ("METADATA", "metadata"),
+    ("UNITS", "units"), ("VERSION", "version"), ("SLOT", "slot"), ("METADATA", "metadata"),
 ]  # fmt: skip
 MEMBER_COLUMNS = [("MEMBER", "name"), ("ID", "short"), ("ADDRESS", "address"), ("ROLE", "role"), ("STATE", "state")]
 ACTOR_COLUMNS = [
@@ -106,6 +106,13 @@ PLAN_COLUMNS = [("UNIT", "unit"), ("CHANGE", "change"), ("MACHINE", "machine"), 
 QUEUE_COLUMNS = [("GROUP", "group"), ("POSITION", "position"), ("MACHINE", "machine"), ("WAITS", "age"), ("REASON", "reason")]
 LOCK_HISTORY_COLUMNS = [
     ("TIME", "at"), ("GROUP", "group"), ("EVENT", "event"), ("MACHINE", "machine"), ("DETAIL", "detail"), ("BY", "by"),
+]  # fmt: skip
+RELEASE_COLUMNS = [
+    ("VERSION", "version"), ("SEQUENCE", "sequence"), ("FLOOR", "floor"), ("SIZE", "size"), ("IMAGE", "short"),
+    ("UNTIL", "until"), ("ROLLOUT", "rollout"),
+]  # fmt: skip
+UPDATE_COLUMNS = [
+    ("MACHINE", "machine"), ("VERSION", "version"), ("SLOT", "slot"), ("STATE", "state"), ("FAILED", "failed"), ("WAITS FOR", "reason"),
 ]  # fmt: skip
 KEY_COLUMNS = [("KEY", "key"), ("VALUE", "value"), ("REVISION", "mod_revision")]
 

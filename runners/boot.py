@@ -166,6 +166,8 @@ class Launcher:
                       f"{now.tries} tries are left", file=sys.stderr, flush=True)  # fmt: skip
                 time.sleep(0.2)
                 continue
+            if slot and record.trial == slot and now.active != slot:
+                continue  # it was given up while it ran
             return status  # an init system starts us again
 
     def _stop(self, number: int, _: Any) -> None:

@@ -1,0 +1,249 @@
+"""Slots on a real disk: an end at any write, sync or rename leaves a whole version to start (U2), and nothing is fetched twice (U3)."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import release
+from fleet.release import ReleaseError, Statement
+from runners import artefact, boot, slots
+from runners.slots import Slots
+
+
+class PowerCut(BaseException):
+    """Nothing after this is done."""
+
+
+def image(folder: Path, version: str, big: bytes = b"x" * 200_000) -> Path:
+    tree = folder / f"tree-{version}"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "version").write_text(version)
+    (tree / "big").write_bytes(big)
+    (tree / "bin" / "run").symlink_to("../version")
+    return tree
+
+
+def offer(place: Slots, tree: Path, version: str, sequence: int) -> Statement:
+    entries, where = slots.scan(tree)
+    data = release.manifest_bytes(entries)
+    for name, (path, number) in where.items():
+        place.chunks.put(name, slots._piece(path, number))
+    place.chunks.put(release.digest(data), data)
+    return Statement("argosy", version, sequence, 0, 0, 10, release.digest(data), 1)
+
+
+def started(home: Path) -> str:
+    """The version that the launcher would start now, found whole."""
+    slot, record = boot.choose(home / "slots")
+    if not slot:
+        return "factory"
+    place = Slots(home)
+    about = record.slots[slot]
+    entries = release.manifest(place.chunks.get(about["manifest"]) or b"", about["manifest"])
+    assert not slots._difference(home / "slots" / slot, entries), f"slot {slot} is not whole"
+    return str((home / "slots" / slot / "version").read_text())
+
+
+def update(home: Path, made: Statement, good: bool) -> None:
+    place = Slots(home)
+    slot = place.write(made)
+    place.begin_trial(slot, 60)
+    boot.choose(place.folder)
+    place.commit() if good else place.roll_back("it was not well")
+
+
+_CALLS = ("fsync", "replace", "mkdir", "symlink", "fchmod", "rmdir", "unlink")
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Raise at the n-th call that changes the disk; the count is in the list."""
+    count = [0]
+
+    def guarded(real: Any) -> Any:
+        def call(*args: Any, **rest: Any) -> Any:
+            count[0] += 1
+            if count[0] == number:
+                raise PowerCut
+            return real(*args, **rest)
+
+        return call
+
+    for name in _CALLS:
+        monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    real_open = builtins.open
+
+    def opened(*args: Any, **rest: Any) -> Any:
+        mode = args[1] if len(args) > 1 else rest.get("mode", "r")
+        if any(letter in mode for letter in "wxa"):
+            count[0] += 1
+            if count[0] == number:
+                raise PowerCut
+        return real_open(*args, **rest)
+
+    monkeypatch.setattr(builtins, "open", opened)
+    return count
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_u2_an_end_at_any_point_leaves_a_whole_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: bool) -> None:
+    """The one before, or the new one; and the update can be done again afterwards."""
+    base = tmp_path / "base"
+    place = Slots(base)
+    first = offer(place, image(tmp_path, "1"), "1", 1)
+    update(base, first, True)
+    second = offer(place, image(tmp_path, "2", b"y" * 150_000), "2", 2)
+    assert started(base) == "1"
+    number = 0
+    while True:
+        number += 1
+        home = tmp_path / "home"
+        shutil.copytree(base, home, symlinks=True)
+        with monkeypatch.context() as patch:
+            count = cut_at(patch, number)
+            try:
+                update(home, second, good)
+                ended = True
+            except PowerCut:
+                ended = False
+        assert started(home) in (("1", "2") if good else ("1", "2")), number
+        if ended:
+            assert started(home) == ("2" if good else "1")
+            break
+        for _ in range(boot.TRIES + 1):
+            started(home)  # what was on trial, and never found good, is given up
+        if Slots(home).record().active != "B":
+            assert started(home) == "1"
+            update(home, second, True)
+        assert started(home) == "2"
+        shutil.rmtree(home)
+    assert number > 15 and count[0] == number - 1
+    print(f"{number - 1} points, after each of which a whole version starts")
+
+
+def test_u3_only_what_changed_is_fetched_and_a_damaged_piece_is_fetched_again(tmp_path: Path) -> None:
+    """Pieces of both slots are used; one that is damaged is found."""
+    place = Slots(tmp_path / "home")
+    big = os.urandom(40 * release.CHUNK_BYTES)
+    first = offer(place, image(tmp_path, "1", big), "1", 1)
+    update(tmp_path / "home", first, True)
+    place.tidy([])
+    other = Slots(tmp_path / "publisher")
+    changed = big[: 2 * release.CHUNK_BYTES] + os.urandom(release.CHUNK_BYTES) + big[3 * release.CHUNK_BYTES :]
+    second = offer(other, image(tmp_path, "2", changed), "2", 2)
+    assert place.missing(second.manifest) == [second.manifest]
+    place.chunks.put(second.manifest, other.chunks.get(second.manifest) or b"")
+    missing = place.missing(second.manifest)
+    assert len(missing) == 2, "the changed piece of the big file, and the version"
+    with pytest.raises(ReleaseError, match="not the one that was asked for"):
+        place.chunks.put(missing[0], b"something else")
+    for name in missing:
+        place.chunks.put(name, other.chunks.get(name) or b"")
+    path = place.chunks.path(missing[0])
+    path.write_bytes(b"damaged")
+    with pytest.raises(ReleaseError):
+        place.write(second)
+    assert started(tmp_path / "home") == "1" and place.missing(second.manifest) == [missing[0]]
+    place.chunks.put(missing[0], other.chunks.get(missing[0]) or b"")
+    update(tmp_path / "home", second, True)
+    assert started(tmp_path / "home") == "2"
+
+
+def test_a_slot_that_reads_back_otherwise_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that loses a write."""
+    place = Slots(tmp_path / "home")
+    first = offer(place, image(tmp_path, "1"), "1", 1)
+    monkeypatch.setattr(slots, "_sync_tree", lambda root, entries: (root / "big").write_bytes(b"lost"))
+    with pytest.raises(ReleaseError, match="reads back otherwise"):
+        place.write(first)
+    assert place.record().slots["A"]["state"] == "writing" and started(tmp_path / "home") == "factory"
+    with pytest.raises(ReleaseError, match="not whole"):
+        place.begin_trial("A", 60)
+
+
+def test_the_record_survives_the_loss_of_either_copy(tmp_path: Path) -> None:
+    """Damaged, empty or gone: the other one counts."""
+    folder = tmp_path / "slots"
+    folder.mkdir()
+    for number in range(1, 4):
+        record = boot.load(folder)
+        record.bad[f"{number}"] = {"version": "x", "reason": "y"}
+        boot.save(folder, record)
+    newest = folder / f"boot-{3 % 2}.json"
+    newest.write_text(newest.read_text()[:-10])
+    assert boot.load(folder).seq == 2
+    (folder / "boot-0.json").write_text(json.dumps({"record": {}, "sum": "0"}))
+    assert boot.load(folder).seq == 0
+
+
+def launch(home: Path, script: str) -> Path:
+    """A slot with a program of its own, on trial; beside the one that was installed first."""
+    place = Slots(home)
+    tree = home.parent / f"tree-{len(list(home.parent.glob('tree-*')))}"
+    (tree / "cli").mkdir(parents=True)
+    (tree / "cli" / "__init__.py").touch()
+    (tree / "cli" / "main.py").write_text(script)
+    made = offer(place, tree, "9", 9)
+    place.begin_trial(place.write(made), 2.0)
+    return place.folder
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("raise SystemExit(3)", "ended 3 times"), ("import time; time.sleep(600)", "not found good in 2 s")],
+)
+def test_u4_the_launcher_falls_back_from_what_crashes_or_hangs(tmp_path: Path, script: str, told: str) -> None:
+    """By itself; what was installed first is started then."""
+    home = tmp_path / "home"
+    folder = launch(home, script)
+    seen: list[str] = []
+    launcher = boot.Launcher(home, ["start"])
+    real = launcher._one
+
+    def one(slot: str, record: boot.Record) -> int:
+        seen.append(slot)
+        return real(slot, record) if slot else 0
+
+    launcher._one = one  # type: ignore[method-assign]
+    assert launcher.run() == 0
+    record = boot.load(folder)
+    assert seen[-1] == "" and seen.count("A") == (boot.TRIES if "SystemExit" in script else 1)
+    assert told in record.last["reason"] and told in next(iter(record.bad.values()))["reason"]
+
+
+def test_an_intended_reboot_in_the_trial_costs_no_try(tmp_path: Path) -> None:
+    """However many of them."""
+    home = tmp_path / "home"
+    marker = tmp_path / "count"
+    folder = launch(home, f"import sys\nwith open({str(marker)!r}, 'a') as f: f.write('x')\n"
+                          f"sys.exit({boot.REBOOT} if len(open({str(marker)!r}).read()) < 6 else 5)")  # fmt: skip
+    launcher = boot.Launcher(home, ["start"])
+    real = launcher._one
+    launcher._one = lambda slot, record: real(slot, record) if slot else 0  # type: ignore[method-assign]
+    assert launcher.run() == 0
+    assert len(marker.read_text()) == 5 + boot.TRIES and "ended 3 times" in boot.load(folder).last["reason"]
+
+
+def test_one_file_holds_a_release_and_says_when_it_is_damaged(tmp_path: Path) -> None:
+    """Built, signed, read; a flipped bit anywhere is found."""
+    file = tmp_path / "r.release"
+    tree = image(tmp_path, "1", os.urandom(100_000))
+    made = artefact.build(tree, file, "argosy", "1", 1, 0, 0, 10)
+    private, public = release.make_key()
+    artefact.sign(file, private)
+    read = artefact.Artefact(file)
+    release.check_signatures(read.envelope, release.Trust(1, 1, (public,)))
+    assert read.statement == made and sum(len(data) for _, data in read.chunks()) == made.size
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ReleaseError, match="damaged"):
+        list(artefact.Artefact(file).chunks())
+    assert sys.version_info >= (3, 11)
