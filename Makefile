@@ -12,7 +12,7 @@ PICTURE_DIR ?= .argosy/demo$(if $(ENGINE),-containers)
 PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench soak clean debian-demo debian-test wheel
+.PHONY: demo demo-update test check bench soak clean debian-demo debian-test wheel
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Argosy needs Python 3.11 or newer; set PYTHON=")'
@@ -40,6 +40,9 @@ check: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --diff $(PACKAGES) >/dev/null || true
 	$(BIN)/mypy
+
+demo-update: $(STAMP) debian-demo
+	$(BIN)/argosy demo-update --dir .argosy/demo-update $(if $(ONCE),--once)
 
 # The wheel is what is tested: an environment of its own, without the checkout on its path.
 wheel: $(TEST_STAMP)

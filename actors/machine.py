@@ -117,6 +117,8 @@ class Machine(BrainActor):
             self._looked = True
             if items and json.loads(items[0][1].value).get("boot_id") == self._boot_id:
                 self.lease = items[0][1].lease
+                # it goes on with its lease, but perhaps as another version, or with other metadata
+                self.propose(["put", MACHINES + self.identity.id.encode(), self._about()])
             self._keep_alive()
 
         self.ask_then(self.raft_ref, Range(key, linearizable=True), 6.0, found)
@@ -163,16 +165,10 @@ class Machine(BrainActor):
 
     def _register(self, lease: int, sent: float) -> None:
         me = self.identity
-        about = {
-            "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
-            "metadata": me.metadata, "role": me.role, "version": me.version,
-            "engine": self._ports.containers is not None, "cpus": me.cpus, "memory": me.memory,
-            "slot": me.slot,
-        }  # fmt: skip
         alive = {"boot_id": self._boot_id, "name": me.name}
         key = me.id.encode()
         steps = [
-            ["put", MACHINES + key, _json(about)],
+            ["put", MACHINES + key, self._about()],
             ["put", ALIVE + key, _json(alive), lease],
         ]
 
@@ -185,6 +181,16 @@ class Machine(BrainActor):
             self._renewed(sent)
 
         self.propose(["txn", [], steps, []], registered)
+
+    def _about(self) -> bytes:
+        """What others are to know of this machine."""
+        me = self.identity
+        return _json({
+            "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
+            "metadata": me.metadata, "role": me.role, "version": me.version,
+            "engine": self._ports.containers is not None, "cpus": me.cpus, "memory": me.memory,
+            "slot": me.slot,
+        })  # fmt: skip
 
     def _renewed(self, sent: float) -> None:
         """The lease is good for its whole time from when the request was sent."""

@@ -203,30 +203,32 @@ def _run(folder: Path, offset: int, once: bool, engine: str) -> int:
             _play(stage, session, folder, engine)
     except (DemoFailed, local.LocalError) as error:
         print(f"argosy: demo failed: {error}", file=sys.stderr)
-        _down(folder)
+        down(folder)
         return 1
     except SystemExit:  # a command that failed has said why
-        _down(folder)
+        down(folder)
         raise
     except KeyboardInterrupt:
-        _down(folder)
+        down(folder)
         return 130
     if once:
-        _down(folder)
+        down(folder)
         print("every step held; everything is stopped")
         return 0
-    _stay(session, folder, offset)
+    stay(session, folder, offset)
     return 0
 
 
-def _down(folder: Path) -> None:
+def down(folder: Path) -> None:
+    """Stop the cluster, if there is one."""
     try:
         local.down(folder)
     except local.LocalError:
         pass
 
 
-def _stay(session: Session, folder: Path, offset: int) -> None:
+def stay(session: Session, folder: Path, offset: int) -> None:
+    """Say what can be opened, and wait for Ctrl-C."""
     rows = session.ask("unit.list")
     print("\nopen:")
     for row in rows:
@@ -239,7 +241,7 @@ def _stay(session: Session, folder: Path, offset: int) -> None:
         while True:
             time.sleep(1)
     except KeyboardInterrupt:
-        _down(folder)
+        down(folder)
 
 
 def _play(stage: Stage, session: Session, folder: Path, engine: str) -> None:
@@ -248,9 +250,9 @@ def _play(stage: Stage, session: Session, folder: Path, engine: str) -> None:
         stage.say(f"everything runs in containers, in the engine at {engine}")
     elif not shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin"):
         stage.say("HAProxy is not installed: a small proxy among the examples takes its place")
-    _submit(stage, session, bool(engine))
+    submit(stage, session, bool(engine))
     session.ask("kv.put", key="/config/db", value="db-1.example:5432")
-    ports = _lb_ports(session)
+    ports = lb_ports(session)
     stage.await_("the page", lambda: all(fetch(p)["database"] == "db-1.example:5432" for p in ports), 20)
     stage.say(f"the page answers through both load balancers (ports {ports[0]} and {ports[1]})")
     client = Client(ports)
@@ -268,7 +270,7 @@ def _play(stage: Stage, session: Session, folder: Path, engine: str) -> None:
     stage.say(f"{client.good} requests, not one failed (slowest {client.slowest_s * 1000:.0f} ms)")
 
 
-def _submit(stage: Stage, session: Session, in_containers: bool = False) -> None:
+def submit(stage: Stage, session: Session, in_containers: bool = False) -> None:
     """Submit the unit files as an installer would: with its own paths in place."""
     here = picture()
     places = {
@@ -297,7 +299,8 @@ def _submit(stage: Stage, session: Session, in_containers: bool = False) -> None
         raise DemoFailed("both load balancers are on one machine")
 
 
-def _lb_ports(session: Session) -> list[int]:
+def lb_ports(session: Session) -> list[int]:
+    """Where the load balancers answer."""
     return [row["ports"]["http"] for row in session.ask("unit.list") if row["unit"].startswith("lb@") and row["ports"]]
 
 
@@ -330,7 +333,7 @@ def _lose_a_machine(stage: Stage, session: Session, folder: Path, client: Client
     stage.await_("the units on other machines", all_moved, 45)
     for name, (machine, seconds) in sorted(arrived.items()):
         stage.say(f"  {name.removesuffix('.service')}: {victim} -> {machine}, healthy after {seconds:.1f} s")
-    client.ports = stage.await_("both load balancers", lambda: p if len(p := _lb_ports(session)) == len(LBS) else None, 10)
+    client.ports = stage.await_("both load balancers", lambda: p if len(p := lb_ports(session)) == len(LBS) else None, 10)
     if client.failed:
         raise DemoFailed(f"{client.failed} requests failed while {victim} was lost: {client.last_error}")
     stage.say(f"the client saw {client.good} pages and no failure")

@@ -190,3 +190,14 @@ def demo(folder: str, offset: int, once: bool, engine: str) -> None:
     from .demo import run
 
     raise SystemExit(run(Path(folder).absolute(), offset, once, engine))
+
+
+@click.command("demo-update")
+@directory
+@click.option("--port-offset", "offset", default=0, show_default=True)
+@click.option("--once", is_flag=True, help="Stop everything at the end.")
+def demo_update(folder: str, offset: int, once: bool) -> None:
+    """Machines that renew themselves under the founding picture, and return by themselves from a broken version."""
+    from .demo_update import run
+
+    raise SystemExit(run(Path(folder).absolute(), offset, once))

@@ -8,7 +8,7 @@ from rich.console import Console
 from . import deploy_commands  # noqa: F401 - adds to the group of units
 from .brain_commands import actor, kv, lock
 from .cluster_commands import cluster, machine
-from .local_commands import check_config, demo, down, local, start, up, version
+from .local_commands import check_config, demo, demo_update, down, local, start, up, version
 from .overview_commands import events, top
 from .release_commands import release_group
 from .secret_commands import registry, secret
@@ -27,7 +27,7 @@ def cli(invocation: click.Context, context: str, endpoint: str, timeout: float) 
     invocation.obj = Session(context, endpoint, timeout)
 
 
-for _command in (up, down, local, start, check_config, version, demo, cluster, machine, unit, kv, secret, registry, lock, actor, events, top, release_group):
+for _command in (up, down, local, start, check_config, version, demo, demo_update, cluster, machine, unit, kv, secret, registry, lock, actor, events, top, release_group):
     cli.add_command(_command)
 
 
