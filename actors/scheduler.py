@@ -525,12 +525,15 @@ class _Steps:
         """Conditions and changes that fit in one transaction, and whether more are left."""
         compares: list[Any] = []
         changes: list[Any] = []
+        written: set[bytes] = set()  # a transaction writes a key once: what comes later waits for the next pass
         for position, (conditions, steps) in enumerate(self._groups):
             most = max(len(compares) + len(conditions), len(changes) + len(steps))
-            if position and most > TXN_OPERATIONS_MAX:
+            keys = {step[1] for step in steps}
+            if position and (most > TXN_OPERATIONS_MAX or keys & written):
                 return compares, changes, True
             compares += conditions
             changes += steps
+            written |= keys
         return (compares, changes, False) if changes else None
 
 

@@ -117,11 +117,14 @@ def _noted(state: dict[str, Any], now_ms: int, event: str, machine: str, detail:
     return {**state, "history": [*state.get("history", []), row][-HISTORY_MAX:]}
 
 
-def quorum_refusal(state: dict[str, Any], machine: str, voters: list[str], alive: Alive) -> str:
-    """Why a voter may not go down now: with it, all holders, and all that are down, no majority would be left."""
+def quorum_refusal(state: dict[str, Any], machine: str, voters: list[str], alive: Alive, elsewhere: Alive) -> str:
+    """Why a voter may not go down now: with it, all holders, and all that are down, no majority would be left.
+
+    ``elsewhere``: holders of other groups.
+    """
     if machine not in voters or len(voters) < GUARDED_VOTERS_MIN:
         return ""
-    down = (set(voters) - alive()) | (set(state["holders"]) & set(voters)) | {machine}
+    down = (set(voters) - alive()) | ((set(state["holders"]) | elsewhere()) & set(voters)) | {machine}
     left, needed = len(voters) - len(down), len(voters) // 2 + 1
     if left >= needed:
         return ""
@@ -129,12 +132,13 @@ def quorum_refusal(state: dict[str, Any], machine: str, voters: list[str], alive
 
 
 def decide(
-    state: dict[str, Any], verb: str, arguments: dict[str, Any], token: int, now_ms: int, alive: Alive = set
+    state: dict[str, Any], verb: str, arguments: dict[str, Any], token: int, now_ms: int, alive: Alive = set,
+    elsewhere: Alive = set,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Decide one command; returns (new state or None if unchanged, result).
 
     ``token`` is the revision this decision would be: it fences every grant in it.
-    ``alive``: names of the machines whose lease holds.
+    ``alive``: names of the machines whose lease holds; ``elsewhere``: holders of other groups.
     """
     check_group(state["group"])
     accepted = _ARGUMENTS.get(verb)
@@ -149,15 +153,18 @@ def decide(
     voters = besides.get("voters", [])
     if any(type(value) is not _OPTIONAL[key] for key, value in besides.items()) or not all(isinstance(v, str) for v in voters):
         raise LockError("malformed", f"{verb}: {', '.join(_OPTIONAL)} are texts, and a list of texts")
-    turn = _Turn(token, now_ms, str(besides.get("by", "")), str(besides.get("via", "")), voters, alive)
+    turn = _Turn(token, now_ms, str(besides.get("by", "")), str(besides.get("via", "")), voters, alive, elsewhere)
     return getattr(turn, verb)(state, **given)  # type: ignore[no-any-return]
 
 
 class _Turn:
     """One decision: when, by whom, and what is known of the machines."""
 
-    def __init__(self, token: int, now_ms: int, by: str, via: str, voters: list[str], alive: Alive) -> None:
-        self.token, self.now_ms, self.by, self.via, self.voters, self.alive = token, now_ms, by, via, voters, alive
+    def __init__(
+        self, token: int, now_ms: int, by: str, via: str, voters: list[str], alive: Alive, elsewhere: Alive
+    ) -> None:
+        self.token, self.now_ms, self.by, self.via, self.voters = token, now_ms, by, via, voters
+        self.alive, self.elsewhere = alive, elsewhere
 
     def acquire(
         self, state: dict[str, Any], machine: str, reason: str, boot_id: str, wait: bool
@@ -169,7 +176,7 @@ class _Turn:
         if held is not None:  # idempotent for its own holder: the same token again
             return None, {"granted": True, "token": held["token"]}
         waiting = [entry["machine"] for entry in state["queue"]]
-        refused = quorum_refusal(state, machine, self.voters, self.alive)
+        refused = quorum_refusal(state, machine, self.voters, self.alive, self.elsewhere)
         if available(state) > 0 and not refused and self._is_first(state, machine):
             queue = [entry for entry in state["queue"] if entry["machine"] != machine]
             granted = self._grant({**state, "queue": queue}, machine, reason, boot_id)
@@ -189,7 +196,7 @@ class _Turn:
         for entry in state["queue"]:
             if entry["machine"] == machine:
                 return True
-            if not quorum_refusal(state, entry["machine"], self.voters, self.alive):
+            if not quorum_refusal(state, entry["machine"], self.voters, self.alive, self.elsewhere):
                 return False
         return True
 
@@ -201,7 +208,7 @@ class _Turn:
         at = 0
         while at < len(state["queue"]) and available(state) > 0:
             entry = state["queue"][at]
-            if quorum_refusal(state, entry["machine"], self.voters, self.alive):
+            if quorum_refusal(state, entry["machine"], self.voters, self.alive, self.elsewhere):
                 at += 1
                 continue
             queue = [*state["queue"][:at], *state["queue"][at + 1 :]]

@@ -491,10 +491,22 @@ class Store:
             shown = self.live.get(locks.semaphore_key(group))
             value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
             state = locks.merged(stored, value, mod, self.log_time_ms)
-            changed, result = locks.decide(state, verb, arguments, self.revision + 1, self.log_time_ms, self._alive)
+            changed, result = locks.decide(state, verb, arguments, self.revision + 1, self.log_time_ms, self._alive,
+                                            lambda: self._holders(group))  # fmt: skip
         except locks.LockError as error:
             raise StoreError(error.code, str(error)) from None
         return stored, state, changed, result
+
+    def _holders(self, without: str) -> set[str]:
+        """Who holds a lock of any group but one; what locksmith wrote counts."""
+        names: set[str] = set()
+        for key, item in self.range(LOCKS_PREFIX, prefix_end(LOCKS_PREFIX)):
+            group = key[len(LOCKS_PREFIX) :].decode("utf-8", "replace")
+            if group != without:
+                shown = self.live.get(locks.semaphore_key(group))
+                value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
+                names |= set(locks.merged(locks.load(item.value, group), value, mod, self.log_time_ms)["holders"])
+        return names
 
     def _alive(self) -> set[str]:
         """Names of the machines whose lease holds."""

@@ -225,7 +225,13 @@ class SimHandle:
         if shim is None or self._closed:
             return
         delay = 0.001 if number == 9 else self._owner.machine.world.random.random() * 0.3
-        self._owner.machine.world.call_later(delay, lambda: shim.end(number) if shim.alive else None)
+        main = shim.main
+
+        def arrive() -> None:
+            if shim.alive and shim.main is main:  # a signal is for what ran when it was sent
+                shim.end(number)
+
+        self._owner.machine.world.call_later(delay, arrive)
 
     def remember(self, meta: dict[str, Any]) -> None:
         """Keep a note in the shim."""

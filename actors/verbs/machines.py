@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from brain.store import Store
+from brain.store import Store, prefix_end
 from fleet import placement
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, MACHINES, ORDERS, PLACES, REBALANCE, STATES
+from ..brain_client import ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES
 from ..control import BadRequest, Control, Failed, to_json, verb
 from ..picture import machine_and_unit, metadata, orders
-from ..raft_messages import ChangeConfig, Query, Status
+from ..raft_messages import ChangeConfig, Query, Range, Status
 from .units import all_placements
 
 #: Seconds after which what is left on a machine that is drained is stopped, unless it is said.
@@ -79,7 +79,14 @@ def _machine_remove(control: Control, args: dict[str, Any]) -> Promise:
         if error is not None:
             promise.fail(error)
             return
-        control.propose(["lock", "default", "forget", {"machine": control.machine_name(machine)}])
+        control.ask_then(control.raft_ref, Range(LOCKS, prefix_end(LOCKS), linearizable=True), 6.0, freed)
+
+    def freed(groups: Any, error: BaseException | None) -> None:
+        if error is not None:
+            promise.fail(error)
+            return
+        for key, _ in groups[1]:  # it holds no lock any more, and waits for none
+            control.propose(["lock", key[len(LOCKS) :].decode(), "forget", {"machine": control.machine_name(machine)}])
         keys = (MACHINES + machine.encode(), ORDERS + machine.encode())
         control.commit(["txn", [], [["delete", key] for key in keys], []], promise, lambda _: promise.reply(True))
 

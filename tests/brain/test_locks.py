@@ -439,6 +439,16 @@ def test_l17_a_grant_never_costs_the_quorum(lock: Lock) -> None:
     assert [row["event"] for row in lock.state["history"]][-3:] == ["granted", "released", "granted"]
 
 
+def test_holders_of_other_groups_count_for_the_quorum(lock: Lock) -> None:
+    """A group is a label; the brain is one."""
+    alive(lock, "m1", "m2", "m3")
+    voters = ["m1", "m2", "m3"]
+    wanted = {"reason": "", "boot_id": "", "wait": False, "voters": voters}
+    first, _ = lock.store.apply(1, ["lock", "web", "acquire", {"machine": "m1", **wanted}])
+    second, _ = lock.store.apply(2, ["lock", "db", "acquire", {"machine": "m2", **wanted}])
+    assert first["granted"] and not second["granted"] and "with m1, m2 down" in second["quorum"]
+
+
 def test_waiters_of_machines_that_are_gone_leave_the_queue(lock: Lock) -> None:
     """Nobody waits behind the dead."""
     alive(lock, "m1", "m2")

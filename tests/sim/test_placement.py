@@ -192,3 +192,16 @@ def test_a_job_that_is_done_is_not_run_again(world: World) -> None:
     assert stage.runs("job") == 2
     world.run(20)
     assert "brief.service" not in [row["unit"] for row in stage.fleet.do("unit.list")]
+
+
+def test_l9_a_machine_that_is_removed_holds_no_lock_of_any_group(world: World) -> None:
+    """And the next one in the queue has it."""
+    stage = Stage(world, 1)
+    stage.wait(lambda: [row["state"] for row in stage.fleet.do("machine.list")] == ["ready"] * 3)
+    for group in ("default", "web"):
+        assert stage.fleet.do("lock.acquire", machine="m3", group=group)["granted"]
+    stage.machine("m3").crash(power=True)
+    stage.wait(lambda: stage.state("m3") == "lost")
+    stage.fleet.do("machine.remove", machine="m3")
+    stage.wait(lambda: not any(row["holders"] for row in stage.fleet.do("lock.status")), 10)
+    assert [row["group"] for row in stage.fleet.do("lock.status")] == ["default", "web"]
