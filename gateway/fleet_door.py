@@ -1,8 +1,8 @@
 """fleet's HTTP API, ``/fleet/v1`` (and ``/v1-alpha``), as fleet 1.0 spoke it to fleetctl.
 
 A request is one or two of the operators' verbs, asked of this host's control actor.  Reading is
-for everybody who reaches the door; what changes something comes from this host itself (or, with
-authentication on, from its root user), as fleet's own socket was the machine's root's.
+for everybody who reaches the door; what changes something comes from a process of root, or of the
+host's own user, on this host (or, with authentication on, from etcd's root user).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -53,7 +54,8 @@ class FleetRequest:
         prefix = next(prefix for prefix in PREFIXES if request.path.startswith(prefix))
         parts = [unquote(part) for part in request.path[len(prefix) :].split("/") if part]
         is_open = not self.door.access.book().enabled
-        is_here = request.local and not request.header("origin")  # a page in a browser speaks for others
+        # as fleet's own socket was: for root, and who runs the host; a page in a browser speaks for others
+        is_here = request.method not in ("GET", "HEAD") and request.user in (0, os.geteuid()) and not request.header("origin")
         self._may_change = is_here if is_open else self.door.access.is_root(user)
         try:
             if not known:
@@ -63,7 +65,7 @@ class FleetRequest:
                 exists = any(route[1:] == (parts[0] if parts else "", len(parts)) for route in _ROUTES)
                 raise _Refused(405 if exists else 404, "method not allowed" if exists else "not found")
             if request.method not in ("GET", "HEAD") and not self._may_change:
-                raise _Refused(403, "changes are accepted from this host itself, or from the root user; use argosy from elsewhere")
+                raise _Refused(403, "changes are accepted from root on this host, or with authentication from the root user; use argosy from elsewhere")
             function(self, *parts[1:])
         except _Refused as error:
             self._refuse(error.status, str(error))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import httptools
@@ -41,6 +43,14 @@ REASONS = {
     408: "Request Timeout", 410: "Gone", 429: "Too Many Requests", 501: "Not Implemented",
     503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
+
+
+def _kernel_form(address: tuple[Any, ...]) -> str:
+    """An address and port as /proc/net/tcp and tcp6 show them: words of four bytes in the host's order."""
+    packed = ip_address(address[0]).packed
+    words = [packed[at : at + 4] for at in range(0, len(packed), 4)]
+    ordered = words if sys.byteorder == "big" else [word[::-1] for word in words]
+    return f"{b''.join(ordered).hex().upper()}:{address[1]:04X}"
 
 
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {text}\r\n".encode() for status, text in REASONS.items()}
@@ -133,6 +143,11 @@ class Request:
     def local(self) -> bool:
         """Whether the client is on this host."""
         return self._connection.local
+
+    @property
+    def user(self) -> int:
+        """The client's user, if it is on this host; else -1."""
+        return self._connection.user
 
     @property
     def begun(self) -> bool:
@@ -319,6 +334,24 @@ class _Connection(asyncio.Protocol):
             return False
         mapped = getattr(address, "ipv4_mapped", None)
         return bool((mapped or address).is_loopback)
+
+    @property
+    def user(self) -> int:
+        """The user of a client on this host, as the kernel knows it; -1 for one elsewhere, or unknown."""
+        theirs, ours = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
+        if not self.local or not theirs or not ours:
+            return -1
+        wanted = (_kernel_form(theirs), _kernel_form(ours))
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            try:
+                rows = Path(table).read_text().splitlines()[1:]
+            except OSError:
+                continue
+            for row in rows:
+                fields = row.split()
+                if (fields[1], fields[2]) == wanted:
+                    return int(fields[7])
+        return -1
 
     def hold(self, request: Request, waits: bool) -> None:
         """Stop reading while an open body waits to be taken."""

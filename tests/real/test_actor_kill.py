@@ -13,16 +13,16 @@ from cli.session import Session
 from ..waiting import wait_until
 from .cluster import Cluster
 
-OWN_ACTORS = ("raft", "machine", "scheduler", "timers", "lock-manager", "control", "gateway")
+OWN_ACTORS = ("raft", "machine", "scheduler", "timers", "rollouts", "lock-manager", "updater", "control", "gateway")
 
 
 @pytest.fixture(scope="module")
 def picture(cluster: Cluster) -> Iterator[demo.Client]:
     """Six API servers behind two load balancers, and a client that never stops asking."""
     session = Session(str(cluster.context), "", 60.0)
-    demo._submit(demo.Stage(session), session)
+    demo.submit(demo.Stage(session), session)
     session.ask("kv.put", key="/config/db", value="db.example:5432")
-    client = demo.Client(demo._lb_ports(session))
+    client = demo.Client(demo.lb_ports(session))
     client.start()
     try:
         wait_until("six servers behind each balancer", lambda: all(_has_all(port) for port in client.ports))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
@@ -114,6 +116,20 @@ def test_what_is_wrong_is_refused_and_changes_nothing(fleet: Fleet) -> None:
         assert (status, answer["error"]["code"]) == (expected, expected) and answer["error"]["message"], (method, path, body, answer)
     assert fleet.ask("PUT", "/units/a.service", b"{}", Content_Type="text/plain")[0] == 415
     assert fleet.ask("PUT", "/units/a.service", {"desiredState": "launched", "options": SLEEP}, Origin="http://evil")[0] == 403
+    assert not fleet.everything("units")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else: run as root")
+def test_only_root_and_the_hosts_own_user_may_change_anything(fleet: Fleet) -> None:
+    """A unit's process, or anybody else on the machine, could start units as root otherwise."""
+    body = json.dumps({"desiredState": "launched", "options": SLEEP})
+    for door in (f"http://127.0.0.1:{fleet.port}",):
+        code = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "PUT",
+             "-H", "Content-Type: application/json", "-d", body, f"{door}/fleet/v1/units/evil.service"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert code == "403"
     assert not fleet.everything("units")
 
 
