@@ -265,7 +265,7 @@ class Scheduler(BrainActor):
         left = plan["moves"]
         while left:
             unit, machine = left[0][:2]
-            if (machine, unit) in view.places and view.units.get(unit) is not None:
+            if (machine, unit) in view.places and machine in view.alive and view.specs.get(unit) is not None:
                 break
             left = left[1:]
         if left:
@@ -290,6 +290,8 @@ class Scheduler(BrainActor):
                 is_current = (state["hash"], state.get("asked", 0)) == run_of(view.units[unit])
                 if state["active"] != "failed" or not is_current or (machine, unit) not in view.places:
                     continue
+                if machine not in view.alive or spec.is_global:
+                    continue
                 failures = view.failures(unit, RESCHEDULE_WINDOW_S)
                 pause = min(RESCHEDULE_S * 2 ** len(failures), RESCHEDULE_S_MAX)
                 if len(failures) >= spec.reschedule:
@@ -303,6 +305,8 @@ class Scheduler(BrainActor):
 
     def _update_in_place(self, view: View, steps: _Steps) -> None:
         for (machine, unit), item in sorted(view.places.items()):
+            if machine not in view.alive:
+                continue  # nobody is there to be told; the place moves, or waits
             value = view.place_value(unit, machine, item)
             if item.value != value:
                 steps.update_place(machine, unit, item, value)
@@ -334,7 +338,10 @@ class Scheduler(BrainActor):
             if spec is None or spec.is_global:
                 continue
             places = [m for m, u in view.by_unit.get(unit, ()) if (m, u) in view.places]
-            if any(machine in view.alive for machine in places):
+            alive = sorted(machine for machine in places if machine in view.alive)
+            for machine in alive[1:]:  # it was a global unit before
+                self._leave(view, steps, unit, machine, "it runs once from now on", "constraint")
+            if alive:
                 continue
             if view.done_run(unit) is not None:  # nor is it run again by a machine that comes back
                 for machine in places if unit not in view.holders else ():
@@ -343,8 +350,9 @@ class Scheduler(BrainActor):
             if places and self.braking:
                 unplaced[unit] = {"": "more than half of the machines were lost at once: held"}
                 continue
-            left = max((self._lost_at.get(m, self.now()) for m in places), default=0.0) + spec.lost_after - self.now()
-            if places and left > 0:
+            known = [m for m in places if MACHINES + m.encode() in self._pictures[MACHINES].items]
+            left = max((self._lost_at.get(m, self.now()) for m in known), default=0.0) + spec.lost_after - self.now()
+            if known and left > 0:
                 unplaced[unit] = dict.fromkeys(places, f"the machine is lost; LostAfter= gives it {left:.0f} s more")
                 continue
             holders = view.holders.get(unit, set())
@@ -368,6 +376,8 @@ class Scheduler(BrainActor):
     def _make_room(self, view: View, steps: _Steps, unit: str, spec: UnitSpec) -> None:
         """Units of lower Priority= leave a machine for one that finds no room; it is placed when they have ended."""
         target, victims = placement.preempt(spec, view.state)
+        if not all((target, victim) in view.places and victim in view.units for victim in victims):
+            return  # one of them was placed in this very pass: the next one sees it
         for victim in victims:
             why = f"makes room for {unit}, whose Priority= is higher"
             self._leave(view, steps, victim, target, why, "preempted")
@@ -443,8 +453,9 @@ class Scheduler(BrainActor):
             for target in spec.related[what]:
                 logger.info("%s has ended: %s=%s", unit, what, target)
                 guards, edits = start(view.known, target, view.is_over)
+                fresh = [edit for edit in edits if edit[1] not in {change[1] for change in changes}]
                 compares += guards
-                changes += edits
+                changes += fresh
         if changed != seen:
             kept = {m: end for m, end in changed.items() if m in view.states(unit)}
             steps.add(compares, [["put", key, json.dumps(kept, sort_keys=True).encode()], *changes])

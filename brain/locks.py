@@ -27,6 +27,8 @@ DEADLINE_S = 900
 HISTORY_MAX = 50
 #: Where locksmith keeps its record.
 SEMAPHORES = b"/coreos.com/updateengine/rebootlock/"
+#: Who asks, where it is an update agent that speaks FleetLock.
+FLEET_LOCK = "FleetLock"
 #: Clusters with fewer voters cannot lose one of them without losing the quorum: there is nothing to guard.
 GUARDED_VOTERS_MIN = 3
 _GROUP = re.compile(r"[a-zA-Z0-9.-]{1,64}")
@@ -220,6 +222,8 @@ class _Turn:
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Give a slot back, or leave the queue."""
         held = state["holders"].get(machine)
+        if held is not None and self.by == FLEET_LOCK and held.get("by") != FLEET_LOCK:
+            return None, {"released": False}  # its protocol has no tokens: it gives back what it took itself
         if held is None:  # releasing what one does not hold (or only waits for) is no error
             queue = [entry for entry in state["queue"] if entry["machine"] != machine]
             if len(queue) == len(state["queue"]):
@@ -281,7 +285,7 @@ def _grant(
 ) -> dict[str, Any]:
     holder = {
         "token": token, "boot_id": boot_id, "reason": reason, "since_ms": now_ms, "deadline_s": DEADLINE_S,
-        "phase": "held",
+        "phase": "held", "by": by,
     }  # fmt: skip
     granted = {**state, "holders": {**state["holders"], machine: holder}}
     return _noted(granted, now_ms, "granted", machine, reason, by)

@@ -116,8 +116,9 @@ class Step:
     @property
     def surge(self) -> bool:
         """Whether one more instance for each that is changed at once shall run, with the new version."""
-        how = self.record["policy"]["order"]
-        return how == "start-first" and self.record["phase"] in (Phase.CANARY, Phase.WAITING, Phase.ROLLING, Phase.PAUSED)
+        how, phase = self.record["policy"]["order"], self.record["phase"]
+        phase = self.record["resume"] or Phase.ROLLING if phase == Phase.PAUSED else phase
+        return how == "start-first" and phase in (Phase.CANARY, Phase.WAITING, Phase.ROLLING)
 
 
 def begin(old: str, new: str, targets: list[str], how: Policy, now: float) -> dict[str, Any]:
@@ -161,9 +162,11 @@ def step(
     monitor = 0.0 if phase is Phase.ROLLING_BACK else how.monitor
     settled = [n for n in names if _settled(targets[n], record["changed"].get(n), goal, monitor, now)]
     moving = [n for n in names if targets[n].version == goal and n not in settled and n not in failures]
+    if phase is Phase.ROLLING_BACK:  # what was not touched, and is not well, was so before
+        moving = [n for n in moving if n in record["changed"]]
     todo = [n for n in names if targets[n].version != goal]
     width = how.parallel
-    if phase is Phase.CANARY:
+    if phase is Phase.CANARY and names:
         first = names[: how.canary]
         todo, width = [n for n in todo if n in first], how.canary
         if all(n in settled for n in first):

@@ -267,6 +267,10 @@ class Loader:
                 self._at("MachineOf", f"names {peer}, which Conflicts= or Replaces= matches")
         if spec.replicas is not None and not spec.name.template and not spec.name.is_template:
             self._at("Replicas", "is for templates (NAME@.service): a unit by itself runs once")
+        if spec.update.order == "start-first" and not spec.name.template and not spec.name.is_template:
+            self._at("Update", "order start-first is for templates: there is one copy of a unit at a time")
+        if spec.reschedule and spec.is_global:
+            self._at("Reschedule", "is not for Global units: they run on every machine that qualifies")
         if spec.max_per_machine and not spec.name.template and not spec.name.is_template:
             self._at("MaxPerMachine", "is for templates (NAME@.service)")
         if spec.remove_after != syntax.INFINITY and spec.type != "oneshot":

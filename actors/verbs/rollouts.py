@@ -124,6 +124,10 @@ def begin(stored: Stored, unit: str, content: str, how: Policy | None, now: floa
     if spec is None or (is_at_rest and len(targets) <= AT_ONCE_MAX):
         steps = [["put", UNITS + name.encode(), to_json({**stored.known[name][0], "content": content, "hash": digest})]
                  for name in sorted({unit, *targets})]  # fmt: skip
+        if active is not None:  # what it would have done is not wanted any more
+            ended = {**active, "phase": Phase.FAILED, "reason": "a newer file came", "ended": round(now, 3)}
+            steps += [["put", ROLLOUTS + unit.encode(), to_json(ended)]]
+            steps += [["delete", UNITS + name.encode()] for name in surge_names(unit, active) if name in stored.known]
         return guards, [*steps, ["put", VERSIONS + unit.encode(), kept]], {"unit": unit, "change": "replaced"}
     policy = how or spec.update
     if policy.order == "start-first" and kind != "template":

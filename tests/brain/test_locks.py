@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from brain import locks, snapshot
+from brain import kv, locks, snapshot
 from brain.locks import LockError, available, decide, dump, load
 from brain.raft import Config
 from brain.snapshot import Meta
 from brain.store import LOCKS_PREFIX, Store, StoreError, prefix_end
 
 GROUP = "default"
+assert kv  # its commands (put, delete) are registered by the import
 
 
 class Lock:
@@ -244,7 +245,7 @@ def test_a_grant_says_who_why_and_since_when(lock: Lock) -> None:
     token = lock.acquire("a")["token"]
     assert lock.state["holders"]["a"] == {
         "token": token, "boot_id": "boot-a", "reason": "update", "since_ms": 1000,
-        "deadline_s": locks.DEADLINE_S, "phase": "held",
+        "deadline_s": locks.DEADLINE_S, "phase": "held", "by": "",
     }  # fmt: skip
     lock.acquire("b")
     lock.release("a", token)

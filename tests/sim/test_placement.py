@@ -205,3 +205,44 @@ def test_l9_a_machine_that_is_removed_holds_no_lock_of_any_group(world: World) -
     stage.fleet.do("machine.remove", machine="m3")
     stage.wait(lambda: not any(row["holders"] for row in stage.fleet.do("lock.status")), 10)
     assert [row["group"] for row in stage.fleet.do("lock.status")] == ["default", "web"]
+
+
+def test_a_pair_that_is_bound_moves_together_when_its_machine_is_lost(world: World) -> None:
+    """What is decided of both in one pass is written, though it is about the same keys."""
+    stage = Stage(world, 1)
+    stage.fleet.do("unit.submit", files=[
+        {"name": "a.service", "content": "[Service]\nExecStart=/bin/a\n[X-Fleet]\nMachineMetadata=name!=m9\n"},
+        {"name": "b.service", "content": "[Unit]\nBindsTo=a.service\n[Service]\nExecStart=/bin/b\n[X-Fleet]\nMachineOf=a.service\n"},
+    ])  # fmt: skip
+    stage.fleet.do("unit.start", units=["a", "b"])
+    home = stage.where("a")
+    stage.machine(home).crash(power=True)
+    stage.wait(lambda: stage.where("a") == stage.where("b") != "" and stage.where("a") != home, 60)
+
+
+def test_a_global_unit_that_becomes_a_plain_one_runs_once(world: World) -> None:
+    """An exclusive unit has one copy, whatever it was before."""
+    stage = Stage(world, 1)
+    stage.put(agent="[X-Fleet]\nGlobal=yes")
+    stage.fleet.do("unit.start", units=["agent"])
+    stage.wait(lambda: stage.where("agent") == "m1m2m3")
+    stage.put(replace=True, agent="Restart=always\n")
+    stage.wait(lambda: len(stage.where("agent")) == 2, 30)
+    world.run(10)
+    assert len(stage.where("agent")) == 2
+
+
+def test_a_rebalance_whose_machine_is_lost_goes_on(world: World) -> None:
+    """The scheduler does not stumble over a move from a machine that is not there."""
+    stage = Stage(world, 1)
+    stage.put(web_="Restart=always\n[X-Argosy]\nLostAfter=1h")
+    stage.fleet.do("machine.drain", machine="m1", no_block=True)
+    stage.fleet.do("unit.start", units=["web@{1..6}"])
+    stage.fleet.do("machine.undrain", machine="m1")
+    assert stage.fleet.do("cluster.rebalance", apply=True, per_minute=6)["moves"]
+    stage.machine("m3").crash(power=True)
+    stage.machine("m2").crash(power=True)
+    world.run(5)
+    stage.machine("m2").start()
+    world.run(30)
+    assert all(machine.failure is None for machine in stage.fleet.machines if machine.alive)
