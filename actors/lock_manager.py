@@ -253,7 +253,7 @@ class LockManager(BrainActor):
     @handles(SetMax)
     def _on_set_max(self, message: SetMax) -> Promise:
         promise = Promise()
-        self._decide(message.group, "set_max", {"max_holders": message.max_holders}, promise)
+        self._decide(message.group, "set_max", {"max_holders": message.max_holders, "by": "operator"}, promise)
         return promise
 
     @handles(LockStatus)

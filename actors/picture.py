@@ -218,15 +218,18 @@ class View:
     # -- what shall be where ----------------------------------------------------------------------
 
     def wanted(self) -> list[str]:
-        """Units that shall be placed, in order: followers after what they follow, the more important first."""
-        names = sorted(u for u, w in self.units.items() if w["desired"] != "inactive" and self.specs[u] is not None)
-
-        def rank(unit: str) -> tuple[bool, int]:
-            spec = self.specs[unit]
-            assert spec is not None
-            return bool(spec.machine_of), -spec.priority
-
-        return sorted(names, key=rank)
+        """Units that shall be placed, the more important first; what others follow is as important as they are."""
+        specs = {u: s for u, w in sorted(self.units.items()) if w["desired"] != "inactive" and (s := self.specs[u]) is not None}
+        rank = {unit: spec.priority for unit, spec in specs.items()}
+        for unit, spec in specs.items():
+            followed, seen = list(spec.machine_of), {unit}
+            while followed:
+                peer = followed.pop()
+                if peer in specs and peer not in seen:
+                    seen.add(peer)
+                    rank[peer] = max(rank[peer], spec.priority)
+                    followed += specs[peer].machine_of
+        return sorted(specs, key=lambda unit: (-rank[unit], bool(specs[unit].machine_of)))
 
     def done_run(self, unit: str) -> dict[str, Any] | None:
         """The record of a job's end, if it has done its work in the run that is wanted."""

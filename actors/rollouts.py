@@ -45,6 +45,7 @@ class Rollouts(BrainActor):
         self._pictures: dict[bytes, Any] = {}
         self._armed = False
         self._busy = False
+        self._last = ""  # whose turn it was: the others come first next time
 
     def on_start(self) -> None:
         """Wait for leadership."""
@@ -89,13 +90,22 @@ class Rollouts(BrainActor):
             return
         if self._forget_destroyed():
             return
-        for name, item, record in self._under_way():
+        waiting = self._under_way()
+        for name, item, record in sorted(waiting, key=lambda one: (one[0] <= self._last, one[0])):
             if self._advance(name, item, record):
+                self._last = name
                 return  # the others when that is written
 
     def _forget_destroyed(self) -> bool:
-        """Versions and rollouts go with their units; whether there were any."""
+        """Versions and rollouts go with their units, and what ran beside them; whether there were any."""
         units = self._pictures[UNITS].items
+        for key, item in self._pictures[ROLLOUTS].items.items():
+            name = key[len(ROLLOUTS) :].decode()
+            beside = [UNITS + unit.encode() for unit in surge_names(name, json.loads(item.value))]
+            left = [unit for unit in beside if unit in units]
+            if left and UNITS + name.encode() not in units:
+                self._commit([[unit, "mod", "=", units[unit].mod] for unit in left], [["delete", unit] for unit in left])
+                return True
         gone = [
             (key, item.mod) for prefix in (ROLLOUTS, VERSIONS) for key, item in self._pictures[prefix].items.items()
             if UNITS + key[len(prefix) :] not in units
@@ -175,9 +185,11 @@ class Rollouts(BrainActor):
         else:
             for unit in step.change:
                 put(unit, {**known[unit][0], "hash": step.version, "content": contents[step.version]})
+            for unit in step.restart:
+                put(unit, {**known[unit][0], "restarts": known[unit][0].get("restarts", 0) + 1})
             if over and record["phase"] == Phase.DONE and record["kind"] == "template":
                 stored = known[name][0]
-                if stored["hash"] != record["to"]:
+                if stored["hash"] == record["from"]:  # else an operator gave it another file meanwhile
                     put(name, {**stored, "hash": record["to"], "content": contents[record["to"]]})
         for unit in surge_names(name, record):
             if step.surge and unit not in known:
@@ -215,6 +227,7 @@ class Rollouts(BrainActor):
             self._busy = False
             if error is not None:
                 logger.info("a step of a rollout was not written: %s", error)
+                return  # the next look tries again
             self._arm()
 
         self.propose(["txn", compares, changes, []], done, 5.0, term)
@@ -246,12 +259,9 @@ def instances(known: Known, template: str) -> list[str]:
 
 
 def surge_names(template: str, record: dict[str, Any]) -> list[str]:
-    """Instances that run beside those that are changed (start-first), one for each that is changed at once."""
-    how = record["policy"]
-    if how["order"] != "start-first":
-        return []
+    """Instances that run beside those that are changed (start-first)."""
     parsed = names.parse(template)
-    return [f"{parsed.prefix}@surge-{n}{parsed.suffix}" for n in range(1, how["parallel"] + 1)]
+    return [f"{parsed.prefix}@surge-{n}{parsed.suffix}" for n in range(1, record["surge"] + 1)]
 
 
 def versions(item: Item | None) -> list[dict[str, Any]]:

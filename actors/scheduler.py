@@ -537,10 +537,13 @@ class _Steps:
         compares: list[Any] = []
         changes: list[Any] = []
         written: set[bytes] = set()  # a transaction writes a key once: what comes later waits for the next pass
-        for position, (conditions, steps) in enumerate(self._groups):
+        for conditions, steps in self._groups:
+            if max(len(conditions), len(steps)) > TXN_OPERATIONS_MAX:
+                logger.error("a decision of more than %d steps cannot be written; it begins with %s", TXN_OPERATIONS_MAX, steps[0][:2])
+                continue
             most = max(len(compares) + len(conditions), len(changes) + len(steps))
             keys = {step[1] for step in steps}
-            if position and (most > TXN_OPERATIONS_MAX or keys & written):
+            if changes and (most > TXN_OPERATIONS_MAX or keys & written):
                 return compares, changes, True
             compares += conditions
             changes += steps

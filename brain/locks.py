@@ -181,7 +181,7 @@ class _Turn:
         refused = quorum_refusal(state, machine, self.voters, self.alive, self.elsewhere)
         if available(state) > 0 and not refused and self._is_first(state, machine):
             queue = [entry for entry in state["queue"] if entry["machine"] != machine]
-            granted = self._grant({**state, "queue": queue}, machine, reason, boot_id)
+            granted = _grant({**state, "queue": queue}, machine, reason, boot_id, self.token, self.now_ms, self.by)
             return granted, {"granted": True, "token": self.token}
         told = {"quorum": refused} if refused and available(state) > 0 else {}
         if not wait:
@@ -190,7 +190,8 @@ class _Turn:
             return None, {"granted": False, "position": waiting.index(machine) + 1, **told}
         if len(waiting) >= QUEUE_MAX:
             raise LockError("lock_queue", f"queue_max: {QUEUE_MAX} machines wait for this lock already")
-        entry = {"machine": machine, "reason": reason, "boot_id": boot_id, "since_ms": self.now_ms, "via": self.via}
+        entry = {"machine": machine, "reason": reason, "boot_id": boot_id, "since_ms": self.now_ms, "via": self.via,
+                 "by": self.by}  # fmt: skip
         return {**state, "queue": [*state["queue"], entry]}, {"granted": False, "position": len(waiting) + 1, **told}
 
     def _is_first(self, state: dict[str, Any], machine: str) -> bool:
@@ -202,9 +203,6 @@ class _Turn:
                 return False
         return True
 
-    def _grant(self, state: dict[str, Any], machine: str, reason: str, boot_id: str) -> dict[str, Any]:
-        return _grant(state, machine, reason, boot_id, self.token, self.now_ms, self.by)
-
     def _promote(self, state: dict[str, Any]) -> dict[str, Any]:
         """Grant free slots to those that wait, in order; one that the quorum cannot spare is passed over."""
         at = 0
@@ -214,7 +212,9 @@ class _Turn:
                 at += 1
                 continue
             queue = [*state["queue"][:at], *state["queue"][at + 1 :]]
-            state = self._grant({**state, "queue": queue}, entry["machine"], entry["reason"], entry["boot_id"])
+            state = {**state, "queue": queue}
+            asked = (entry["machine"], entry["reason"], entry["boot_id"])
+            state = _grant(state, *asked, self.token, self.now_ms, entry.get("by", ""))  # by whoever asked, then
         return state
 
     def release(

@@ -15,8 +15,8 @@ from typing import Any
 
 from . import syntax
 
-#: Targets that are changed at once, at most.
-PARALLEL_MAX = 1_000
+#: Targets that are changed at once, at most, and instances that run beside them.
+PARALLEL_MAX, SURGE_MAX = 1_000, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +112,25 @@ class Step:
     record: dict[str, Any]
     change: list[str] = field(default_factory=list)
     version: str = ""
+    #: targets that have it, failed, and are to be started anew
+    restart: list[str] = field(default_factory=list)
 
     @property
     def surge(self) -> bool:
         """Whether one more instance for each that is changed at once shall run, with the new version."""
-        how, phase = self.record["policy"]["order"], self.record["phase"]
+        phase = self.record["phase"]
         phase = self.record["resume"] or Phase.ROLLING if phase == Phase.PAUSED else phase
-        return how == "start-first" and phase in (Phase.CANARY, Phase.WAITING, Phase.ROLLING)
+        return bool(self.record["surge"]) and phase in (Phase.CANARY, Phase.WAITING, Phase.ROLLING)
 
 
 def begin(old: str, new: str, targets: list[str], how: Policy, now: float) -> dict[str, Any]:
     """The record of a new rollout.  ``old`` and ``new`` are hashes of content."""
     return {
         "from": old, "to": new, "targets": sorted(targets), "policy": how.record(),
+        "surge": min(how.parallel, len(targets), SURGE_MAX) if how.order == "start-first" else 0,
         "phase": Phase.CANARY if how.canary and len(targets) > how.canary else Phase.ROLLING,
         "began": round(now, 3), "changed": {}, "reason": "", "resume": "", "failed": [], "ended": 0.0,
+        "ailing": [],  # changed though they were not well before: no fault of the new version
     }  # fmt: skip
 
 
@@ -138,14 +142,18 @@ def step(
     ``targets``: those that exist; one that has vanished is left out.  ``now``: Unix time.
     ``surge``: what is true of the instances that run beside them (start-first).
     """
-    record = {**record, "changed": dict(record["changed"])}
+    record = {**record, "changed": dict(record["changed"]), "ailing": list(record["ailing"])}
     how = Policy(**record["policy"])
     phase = Phase(record["phase"])
     if phase.is_over or phase in (Phase.PAUSED, Phase.WAITING):
         return Step(record)
     goal = record["from"] if phase is Phase.ROLLING_BACK else record["to"]
+    if record.pop("again", False):  # an operator resumed it: what failed has another chance
+        failed = [n for n, one in {**targets, **(surge or {})}.items() if one.failed and one.version == goal]
+        return Step(record, restart=sorted(failed))
     names = [name for name in record["targets"] if name in targets]
     failures = {name: why for name in names if (why := _failure(targets[name], record["changed"].get(name), goal, how, now))}
+    given_up = {name: failures.pop(name) for name in record["ailing"] if name in failures}
     beside = surge or {} if phase is not Phase.ROLLING_BACK else {}
     for name, one in beside.items():
         if why := _failure(one, record["began"], goal, how, now):
@@ -154,14 +162,14 @@ def step(
         stopped = _on_failure(record, how, failures)
         if stopped is not None:
             return stopped
-    if how.order == "start-first" and phase is not Phase.ROLLING_BACK and any(n not in record["changed"] for n in names):
+    if record["surge"] and phase is not Phase.ROLLING_BACK and any(n not in record["changed"] for n in names):
         early = [n for n, one in beside.items() if not one.well and n not in failures]
         if early or not beside:
-            record["reason"] = f"starting {how.parallel} more first" + (f": waiting for {', '.join(early[:5])}" if early else "")
+            record["reason"] = f"starting {record['surge']} more first" + (f": waiting for {', '.join(early[:5])}" if early else "")
             return Step(record)
     monitor = 0.0 if phase is Phase.ROLLING_BACK else how.monitor
     settled = [n for n in names if _settled(targets[n], record["changed"].get(n), goal, monitor, now)]
-    moving = [n for n in names if targets[n].version == goal and n not in settled and n not in failures]
+    moving = [n for n in names if targets[n].version == goal and n not in settled and n not in failures and n not in given_up]
     if phase is Phase.ROLLING_BACK:  # what was not touched, and is not well, was so before
         moving = [n for n in moving if n in record["changed"]]
     todo = [n for n in names if targets[n].version != goal]
@@ -169,19 +177,21 @@ def step(
     if phase is Phase.CANARY and names:
         first = names[: how.canary]
         todo, width = [n for n in todo if n in first], how.canary
-        if all(n in settled for n in first):
+        if all(n in settled or n in given_up for n in first):
             record["phase"], record["reason"] = Phase.WAITING, f"{len(first)} of {len(names)} run it and are well: promote, or roll back"
             return Step(record)
     # what does not work costs nothing to change, and in a return it is what the return is for
     down = [n for n in todo if not targets[n].well] if phase is Phase.ROLLING_BACK else []
     chosen = down + [n for n in todo if n not in down][: max(0, width - len(moving))]
     for name in chosen:
+        if phase is not Phase.ROLLING_BACK and not targets[name].well and name not in record["ailing"]:
+            record["ailing"].append(name)
         record["changed"][name] = round(now, 3)
     record["reason"] = _progress(names, settled, [*moving, *chosen], failures)
     if not todo and not moving:
         returned = Phase.FAILED if failures else Phase.ROLLED_BACK
         record["phase"] = returned if phase is Phase.ROLLING_BACK else Phase.DONE
-        record["ended"], record["failed"] = round(now, 3), sorted(failures)
+        record["ended"], record["failed"] = round(now, 3), sorted({*failures, *given_up})
         if phase is Phase.ROLLING_BACK:
             told = "; the version before does not work either: " + ", ".join(sorted(failures)) if failures else ""
             record["reason"] = record.get("cause", "") + told
@@ -227,9 +237,10 @@ def pause(record: dict[str, Any], why: str) -> dict[str, Any]:
 
 
 def resume(record: dict[str, Any], now: float) -> dict[str, Any]:
-    """The record of a rollout that goes on; what failed is waited for anew."""
+    """The record of a rollout that goes on; what failed is started, and waited for, anew."""
     changed = {name: round(now, 3) for name in record["changed"]}
-    return {**record, "phase": record["resume"] or Phase.ROLLING, "resume": "", "reason": "resumed", "changed": changed}
+    phase = record["resume"] or Phase.ROLLING
+    return {**record, "phase": phase, "resume": "", "reason": "resumed", "changed": changed, "again": True}
 
 
 def promote(record: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class FleetRequest:
         is_here = request.method not in ("GET", "HEAD") and request.user in (0, os.geteuid()) and not request.header("origin")
         self._may_change = is_here if is_open else self.door.access.is_root(user)
         try:
-            if not known:
+            if not known or (not is_open and user is None):
                 raise _Refused(401, "who asks is not known")
             function = _ROUTES.get((request.method, parts[0] if parts else "", len(parts)))
             if function is None:
@@ -99,7 +99,7 @@ class FleetRequest:
             raise _Refused(413, f"more than {BODY_MAX} bytes")
         try:
             return json.loads(request.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Refused(400, f"the body is not JSON: {error}") from None
 
     def _page(self, name: str, entities: list[Any]) -> None:
@@ -142,7 +142,7 @@ class FleetRequest:
         if body.get("name", name) != name:
             raise _Refused(400, f"the body is about {body['name']!r}, the path about {name!r}")
         desired, options = body.get("desiredState") or "", body.get("options")
-        if desired and desired not in _STATES:
+        if not isinstance(desired, str) or (desired and desired not in _STATES):
             raise _Refused(400, f"desiredState {desired!r}: one of {', '.join(_STATES)}")
         try:
             full = names.parse(name).full

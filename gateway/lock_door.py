@@ -47,10 +47,10 @@ class LockRequest:
             self._refuse(400, "decode_error", str(error))
             return
         if request.path == PATHS[0]:
-            args: dict[str, Any] = {"group": group, "machine": host, "reason": "reboot", "by": "FleetLock", "wait": 0.0}
+            args: dict[str, Any] = {"group": group, "machine": host, "reason": "reboot", "by": locks.FLEET_LOCK, "wait": 0.0}
             self.door.control.ask_back(Command("lock.acquire", args), lambda v, e: self._asked(group, v, e))
         else:
-            args = {"group": group, "machine": host, "token": 0, "force": True, "by": "FleetLock"}
+            args = {"group": group, "machine": host, "token": 0, "force": True, "by": locks.FLEET_LOCK}
             self.door.control.ask_back(Command("lock.release", args), lambda v, e: self._asked(group, {"granted": True}, e))
 
     def _asked(self, group: str, value: Any, error: BaseException | None) -> None:
@@ -77,7 +77,7 @@ def _client(body: bytes) -> tuple[str, str]:
         raise ValueError(f"a body has at most {BODY_MAX} bytes")
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
     params = value.get("client_params") if isinstance(value, dict) else None
     if not isinstance(params, dict):

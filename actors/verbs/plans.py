@@ -12,12 +12,12 @@ from fleet import names, placement, rollout, unitfile
 from fleet.placement import Placements
 from kernel.mailbox import Promise
 
-from ..brain_client import UNITS
+from ..brain_client import ROLLOUTS, UNITS
 from ..control import BadRequest, Control, Failed, Then, to_json, verb
 from ..rollouts import instances
 from ..wanted import Known
 from .edits import Edits, check_files, edit, instance, is_timer, refuse_cycles, refuse_other_names
-from .rollouts import Change, Stored, begin, transact
+from .rollouts import Change, Stored, begin, surplus, transact
 from .units import all_placements
 
 #: Lines of a difference that a plan shows for one unit.
@@ -48,6 +48,8 @@ class Plan:
     files: dict[str, str]
     #: how many instances templates shall have, where the files say it
     counts: dict[str, int]
+    #: what was stored of each unit that is spoken of, and of the rollouts of these, when it was made
+    seen: dict[str, Any]
 
     def names(self, *changes: str) -> list[str]:
         """Units that are changed so."""
@@ -76,9 +78,19 @@ def _make(control: Control, stored: Stored, files: dict[str, str], group: str, p
         mentioned = {row.unit for row in rows}
         rows += [Row(unit, "destroy", reason="its file is not there any more") for unit in _left_behind(known, group, files) if unit not in mentioned]
     _predict(control, [row for row in rows if row.unit not in timed], files, picture)
-    seen = [[row.unit, row.change, row.machine, known[row.unit][1] if row.unit in known else 0] for row in rows]
-    seen += [[unit, unitfile.content_hash(text)] for unit, text in sorted(files.items())]
-    return Plan(rows, hashlib.sha256(to_json([group, prune, seen])).hexdigest()[:16], files, counts)
+    seen = {unit: _seen(stored, unit) for unit in sorted({row.unit for row in rows})}
+    about = [[row.unit, row.change, row.machine] for row in rows], seen, [[u, unitfile.content_hash(t)] for u, t in sorted(files.items())]
+    return Plan(rows, hashlib.sha256(to_json([group, prune, about])).hexdigest()[:16], files, counts, seen)
+
+
+def _seen(stored: Stored, unit: str) -> Any:
+    """What must not change between a plan and what is done of it: the unit, its instances' versions, its rollout."""
+    record = stored.known[unit][0] if unit in stored.known else {}
+    kin = instances(stored.known, unit) if names.parse(unit).is_template else []
+    return [
+        [record.get(key) for key in ("hash", "desired", "restarts")], stored.guard(ROLLOUTS, unit)[3],
+        [[name, stored.known[name][0]["hash"]] for name in kin],
+    ]  # fmt: skip
 
 
 def _file_row(stored: Stored, unit: str, content: str) -> Row:
@@ -106,8 +118,7 @@ def _instance_rows(known: Known, template: str, count: int) -> list[Row]:
             rows.append(Row(unit, "create"))
         elif known[unit][0]["desired"] != "launched":
             rows.append(Row(unit, "start"))
-    surplus = [u for u in instances(known, template) if re.fullmatch(r"\d{1,5}", names.parse(u).instance) and u not in wanted]
-    return rows + [Row(unit, "destroy", reason=f"Replicas={count}") for unit in surplus]
+    return rows + [Row(unit, "destroy", reason=f"Replicas={count}") for unit in surplus(known, template, count)]
 
 
 def _left_behind(known: Known, group: str, files: dict[str, str]) -> list[str]:
@@ -178,11 +189,12 @@ def _unit_apply(control: Control, args: dict[str, Any]) -> Promise:
     group, prune, token = _group(args), bool(args.get("prune")), str(args.get("plan") or "")
     promise = Promise()
     timed = {unitfile.load_timer(unit, text).unit for unit, text in files.items() if is_timer(unit)}
+    changed_since = Failed(f"the cluster, or the files, changed since plan {token}; look at the plan of now")
 
     def look(stored: Stored) -> Change:
         plan = _make(control, stored, files, group, prune)
         if token and token != plan.token:
-            raise Failed(f"the cluster, or the files, changed since plan {token}; look at the plan of now")
+            raise changed_since
         return [], [], plan
 
     def made(plan: Plan) -> None:
@@ -193,6 +205,9 @@ def _unit_apply(control: Control, args: dict[str, Any]) -> Promise:
         out: Edits = {}
         destroyed = set(plan.names("destroy"))
         for unit in left:
+            stored = known[unit][0] if unit in known else {}
+            if token and plan.seen[unit][0] != [stored.get(key) for key in ("hash", "desired", "restarts")]:
+                raise changed_since
             if unit in destroyed:
                 if unit in known:
                     out[unit] = ["delete", UNITS + unit.encode()]
@@ -222,7 +237,13 @@ def _unit_apply(control: Control, args: dict[str, Any]) -> Promise:
                                "rollouts": rollouts})  # fmt: skip
                 return
             unit = updates.pop(0)
-            transact(control, promise, lambda stored: begin(stored, unit, files[unit], None, control.ports.clock.wall()), next_one)
+
+            def change(stored: Stored) -> Change:
+                if token and _seen(stored, unit)[1] != plan.seen[unit][1]:
+                    raise changed_since  # somebody rolls it out, or did
+                return begin(stored, unit, files[unit], None, control.ports.clock.wall())
+
+            transact(control, promise, change, next_one)
 
         mirrored = Promise()
         mirrored.bind(Then(next_one, promise.fail))

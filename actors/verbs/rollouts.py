@@ -160,7 +160,10 @@ def _with_versions(stored: Stored, unit: str, record: dict[str, Any], content: s
 def _unit_update(control: Control, args: dict[str, Any]) -> Promise:
     """New files for units that are known, each by a rollout; answers when these have begun."""
     files, heeded = check_files(args["files"])
-    how = rollout.policy(str(args["policy"])) if args.get("policy") else None
+    try:
+        how = rollout.policy(str(args["policy"])) if args.get("policy") else None
+    except ValueError as error:
+        raise BadRequest(f"--policy: {error}") from None
     promise = Promise()
     left = sorted(files)
     rows: list[dict[str, Any]] = []
@@ -203,7 +206,7 @@ def _unit_rollback(control: Control, args: dict[str, Any]) -> Promise:
         if unit not in stored.known:
             raise Missing(f"no unit is called {unit}")
         now = stored.known[unit][0]["hash"]
-        found = [v for v in stored.versions_of(unit) if v["hash"] != now and (v["hash"].startswith(to) if to else v["verdict"] != "bad")]
+        found = [v for v in stored.versions_of(unit) if v["hash"] != now and (v["hash"].startswith(to) if to else v["verdict"] == "good")]
         if not found:
             raise Missing(f"{unit} has no {'version ' + to if to else 'good version before this one'}; see unit versions")
         if to and len(found) > 1:
@@ -321,17 +324,17 @@ def _unit_scale(control: Control, args: dict[str, Any]) -> Promise:
         raise BadRequest(f"units_max: 0 to {UNITS_MAX - 1} instances, not {count}")
     promise = Promise()
     wanted = [instance(template, number) for number in range(1, count + 1)]
-    surplus = [unit for unit in instances(known, template) if _number(unit) > count]
+    gone = surplus(known, template, count)
 
     def change(known: Known, left: list[str]) -> Edits:
         return scaled(known, template, count, left)
 
     def done(revision: int) -> None:
-        answer = {"template": template, "running": wanted, "destroyed": surplus}
+        answer = {"template": template, "running": wanted, "destroyed": gone}
         control.wait_for(lambda: answer if control.seen(UNITS) >= revision else None, promise, 6.0,
                          lambda: "it is stored, and this host has not seen it yet")  # fmt: skip
 
-    edit(control, [template, *wanted, *surplus], promise, change, done)
+    edit(control, [template, *wanted, *gone], promise, change, done)
     return promise
 
 
@@ -351,6 +354,11 @@ def scaled(known: Known, template: str, count: int, units: list[str]) -> Edits:
         elif (step := known.change(unit, "launched", again=False)) is not None:
             edits[unit] = step
     return edits
+
+
+def surplus(known: Known, template: str, count: int) -> list[str]:
+    """Instances with numbers above so many."""
+    return [unit for unit in instances(known, template) if _number(unit) > count]
 
 
 def _number(unit: str) -> int:

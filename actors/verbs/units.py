@@ -11,10 +11,11 @@ from typing import Any
 from fleet import dependencies, names, placement, timer, unitfile
 from fleet.dependencies import is_over
 from fleet.placement import Placements
+from fleet.rollout import Phase
 from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
-from ..brain_client import MOVES, TIMERS, UNITS
+from ..brain_client import MOVES, ROLLOUTS, TIMERS, UNITS
 from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
 from ..picture import placements
 from ..unit_messages import Reload
@@ -57,6 +58,8 @@ def _unit_submit(control: Control, args: dict[str, Any]) -> Promise:
             verdict = "none" if old and old["hash"] == digest else "replaced" if old else "created"
             if verdict == "replaced" and not args.get("replace"):
                 verdict = "kept"
+            if verdict == "replaced" and (phase := _rolling(control, unit)):
+                raise Failed(f"{unit} is being rolled out ({phase}): unit update takes the new file, unit rollback ends it")
             verdicts[unit] = verdict
             if verdict in ("created", "replaced"):
                 kept = {k: v for k, v in (old or {}).items() if k in ("desired", "restarts", "replicas", "set")}
@@ -170,6 +173,13 @@ VERBS["unit.stop"] = _change("stop", "loaded", _is_stopped)
 VERBS["unit.load"] = _change("stop", "loaded", _is_loaded)
 VERBS["unit.unload"] = _change("stop", "inactive", _is_off)
 VERBS["unit.restart"] = _change("restart", "launched", _is_started)
+
+
+def _rolling(control: Control, unit: str) -> str:
+    """The phase of a rollout of a unit that is under way; empty if there is none."""
+    item = control.items(ROLLOUTS).get(ROLLOUTS + unit.encode())
+    phase = Phase(json.loads(item.value)["phase"]) if item is not None else Phase.DONE
+    return "" if phase.is_over else phase
 
 
 @verb("unit.destroy")

@@ -500,3 +500,15 @@ def test_phases_are_the_holders_own(lock: Lock) -> None:
     lock._do("phase", machine="m1", token=token, phase="rebooting", deadline_s=60)
     assert lock.state["holders"]["m1"]["phase"] == "rebooting"
     assert 160 <= lock.state["holders"]["m1"]["deadline_s"] <= 162
+
+
+def test_fleet_lock_gives_back_what_it_took_and_nothing_else(lock: Lock) -> None:
+    """It has no tokens; also one that waited, and was let go by it, is not its own."""
+    token = lock.acquire("m1")["token"]
+    assert not lock._do("release", machine="m1", token=0, force=True, by=locks.FLEET_LOCK)["released"]
+    assert lock.holders == ["m1"] and lock.release("m1", token)["released"]
+    lock._do("acquire", machine="zincati", reason="", boot_id="", wait=False, by=locks.FLEET_LOCK)
+    lock._do("acquire", machine="m2", reason="update", boot_id="", wait=True, by="updater")
+    assert lock._do("release", machine="zincati", token=0, force=True, by=locks.FLEET_LOCK)["released"]
+    assert lock.holders == ["m2"]
+    assert not lock._do("release", machine="m2", token=0, force=True, by=locks.FLEET_LOCK)["released"]

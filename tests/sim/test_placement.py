@@ -246,3 +246,49 @@ def test_a_rebalance_whose_machine_is_lost_goes_on(world: World) -> None:
     stage.machine("m2").start()
     world.run(30)
     assert all(machine.failure is None for machine in stage.fleet.machines if machine.alive)
+
+
+def test_followers_are_as_important_as_they_say_and_what_they_follow_with_them(world: World) -> None:
+    """One that makes room for a follower does not come back before it."""
+    small = {"cpus": 2.0, "memory": 4 * GIB}
+    stage = Stage(world, 1, m1=small, m2=small, m3=small)
+    stage.put(db="[X-Fleet]\nMachineID=m1", low="[X-Fleet]\nMachineID=m1\n[X-Argosy]\nMemory=3G\nPriority=20",
+              side="[X-Fleet]\nMachineOf=db.service\n[X-Argosy]\nMemory=3G\nPriority=80")  # fmt: skip
+    stage.fleet.do("unit.start", units=["low", "db"])
+    stage.fleet.do("unit.start", units=["side"], no_block=True)
+    stage.wait(lambda: stage.where("side") == "m1")
+    world.run(20)
+    assert stage.homes() == {"db": "m1", "side": "m1"} and stage.log().count("+low") == 1
+
+
+def test_two_that_fail_together_start_the_same_mourner_once(world: World) -> None:
+    """And a preempted unit that is restarted in the same moment holds nothing up."""
+    small = {"cpus": 2.0, "memory": 4 * GIB}
+    stage = Stage(world, 1, m1=small, m2=small, m3=small)
+    stage.fleet.do("unit.submit", files=[
+        {"name": "alert.service", "content": "[Service]\nExecStart=/bin/serve\n"},
+        {"name": "u@.service", "content": "[Unit]\nOnFailure=alert.service\n[Service]\nExecStart=/bin/serve\n"},
+    ])  # fmt: skip
+    stage.put(low_="[X-Argosy]\nMemory=3G\nPriority=20", high="[X-Argosy]\nMemory=3G\nPriority=80", other="")
+    stage.fleet.do("unit.start", units=["u@1", "u@2", "low@{1..3}"])
+    stage.end("u@1")
+    stage.end("u@2")
+    stage.wait(lambda: "alert" in stage.running())
+    stage.fleet.do("unit.restart", units=["low@{1..3}", "high"], no_block=True)
+    stage.wait(lambda: "high" in stage.running())
+    stage.fleet.do("unit.start", units=["other"])
+    world.run(5)
+    assert stage.log().count("+alert") == 1 and len([unit for unit in stage.running() if unit.startswith("low@")]) == 2
+
+
+def test_the_unit_of_a_machine_that_was_removed_waits_no_longer(world: World) -> None:
+    """Whatever its LostAfter= is."""
+    stage = Stage(world, 1)
+    stage.put(db="Restart=always\n[X-Argosy]\nLostAfter=infinity")
+    stage.fleet.do("unit.start", units=["db"])
+    home = stage.where("db")
+    stage.machine(home).crash(power=True)
+    world.run(20)
+    assert not stage.running()
+    stage.fleet.do("machine.remove", machine=home)
+    stage.wait(lambda: stage.where("db") not in ("", home))

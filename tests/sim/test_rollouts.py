@@ -41,6 +41,7 @@ def until(stage: Stage, *phases: str, unit: str = "api@") -> dict[str, Any]:
 
     def over() -> bool:
         last[0] = stage.fleet.do("unit.rollout", unit=unit)
+        assert last[0]["phase"] in phases or last[0]["ended"] is None, last[0]
         return last[0]["phase"] in phases
 
     stage.wait(over, 120)
@@ -171,3 +172,107 @@ def test_scale_goes_up_and_down_and_replicas_are_kept(stage: Stage) -> None:
     stage.until()
     stage.fleet.do("unit.start", units=["api@"])
     stage.until("api@1")
+
+
+def runs_new(stage: Stage, unit: str, number: str = "2") -> bool:
+    """Whether what runs of a unit is of this version."""
+    if version(stage, unit) != number:
+        return False
+    wanted = next(row["hash"] for row in stage.fleet.do("unit.files") if row["unit"] == f"{unit}.service")
+    row = next(row for row in stage.fleet.do("unit.list") if row["unit"] == f"{unit}.service")
+    return (row["active"], row["hash"]) == ("active", wanted) and unit in stage.running()
+
+
+def version(stage: Stage, unit: str) -> str:
+    """Which one is stored of a unit."""
+    text = str(stage.fleet.do("unit.cat", unit=unit))
+    return next(line for line in text.splitlines() if line.startswith("Environment=V")).removeprefix("Environment=V=")
+
+
+def test_what_cannot_run_before_an_update_does_not_hold_up_its_return(stage: Stage) -> None:
+    """A fourth instance on three machines, and a version that fails on the second."""
+    keys = "MaxPerMachine=1"
+    stage.fleet.do("unit.submit", files=[file("1", keys=keys)])
+    stage.fleet.do("unit.scale", unit="api@", count=4)
+    stage.fleet.do("unit.start", units=["api@{1..4}"], no_block=True)
+    stage.wait(lambda: len(stage.running()) == 3)
+    bad = file("2", keys=keys)
+    bad["content"] = bad["content"].replace("Restart=always", "Restart=no")
+    stage.fleet.do("unit.update", files=[bad])
+    able = sorted(stage.running())
+    stage.wait(lambda: runs_new(stage, able[1]), 60)
+    stage.end(able[1])
+    record = until(stage, "rolled-back", "failed")
+    assert record["phase"] == "rolled-back", record
+    assert {version(stage, f"api@{n}") for n in range(1, 5)} == {"1"}
+
+
+def test_a_newer_file_for_units_at_rest_ends_what_was_under_way(stage: Stage) -> None:
+    """Nothing brings the older one back."""
+    begin(stage, 3, more="canary 1")
+    stage.fleet.do("unit.update", files=[file("2", more="canary 1")])
+    until(stage, "waiting")
+    stage.fleet.do("unit.stop", units=["api@{1..3}"])
+    assert stage.fleet.do("unit.update", files=[file("3", more="canary 1")])["units"][0]["change"] == "replaced"
+    stage.world.run(10)
+    assert stage.fleet.do("unit.rollout", unit="api@")["phase"] == "failed"
+    assert {version(stage, name) for name in ("api@", "api@1", "api@2", "api@3")} == {"3"}
+
+
+def test_a_file_that_is_being_rolled_out_is_not_replaced_behind_its_back(stage: Stage) -> None:
+    """By submit, which says what to use; a plan of before is void, too."""
+    begin(stage, 3)
+    plan = stage.fleet.do("unit.plan", files=[file("3")])
+    stage.fleet.do("unit.update", files=[file("2")])
+    stage.wait(lambda: version(stage, "api@1") == "2")
+    assert "unit update takes the new file" in stage.refusal("unit.submit", files=[file("4")], replace=True)
+    assert "changed since plan" in stage.refusal("unit.apply", files=[file("3")], plan=plan["token"])
+    until(stage, "done")
+    assert {version(stage, name) for name in ("api@", "api@1", "api@2", "api@3")} == {"2"}
+
+
+def test_what_runs_beside_an_update_goes_with_its_template(stage: Stage) -> None:
+    """And is no more than twenty, and never begins again while the update is taken back."""
+    begin(stage)
+    stage.fleet.do("unit.update", files=[file("2", more="order start-first, parallel 150")])
+    stage.wait(lambda: {f"api@surge-{n}" for n in range(1, 5)} <= stage.running())
+    stage.fleet.do("unit.rollback", unit="api@")
+    stage.wait(lambda: not any("surge" in unit for unit in stage.running()))
+    stage.fleet.do("unit.rollout", unit="api@", action="pause") if until(stage, "rolling-back", "rolled-back")["phase"] == "rolling-back" else None
+    stage.world.run(10)
+    assert not any("surge" in unit for unit in stage.running())
+    stage.fleet.do("unit.update", files=[file("3", more="order start-first")])
+    stage.wait(lambda: "api@surge-1" in stage.running())
+    stage.fleet.do("unit.destroy", units=["api@{1..4}", "api@"], no_block=True)
+    stage.wait(lambda: not stage.running(), 60)
+    stage.wait(lambda: not stage.fleet.do("unit.rollouts"))
+
+
+def test_a_pause_after_a_failure_is_resumed_with_another_start(stage: Stage) -> None:
+    """Of what failed; and with no instances left there is nothing to wait for."""
+    begin(stage, 3)
+    bad = file("2", more="on-failure pause")
+    bad["content"] = bad["content"].replace("Restart=always", "Restart=no")
+    stage.fleet.do("unit.update", files=[bad])
+    stage.wait(lambda: runs_new(stage, "api@1"))
+    stage.end("api@1")
+    until(stage, "paused")
+    stage.fleet.do("unit.rollout", unit="api@", action="resume")
+    until(stage, "done")
+    stage.fleet.do("unit.update", files=[file("3", more="canary 1")])
+    stage.fleet.do("unit.scale", unit="api@", count=0)
+    until(stage, "done")
+
+
+def test_a_rollback_goes_to_a_version_that_was_found_good(stage: Stage) -> None:
+    """Not to one that was given up half way."""
+    begin(stage, 3)
+    stage.fleet.do("unit.update", files=[file("2")])
+    until(stage, "done")
+    stage.fleet.do("unit.update", files=[file("3")])
+    stage.wait(lambda: version(stage, "api@1") == "3")
+    stage.fleet.do("unit.update", files=[file("2")])
+    until(stage, "done")
+    stage.fleet.do("unit.rollback", unit="api@")
+    until(stage, "done")
+    assert {version(stage, name) for name in ("api@", "api@1", "api@2", "api@3")} == {"1"}
