@@ -6,6 +6,7 @@ the history is gone it lists again.  Its owner sees one picture that never goes 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,11 @@ ROLLOUTS_OF_RELEASES = b"/_argosy/release-rollouts/"
 TRUST = b"/_argosy/release-trust"
 UPDATES = b"/_argosy/updates/"
 UPDATE_POLICY = b"/_argosy/update-policy"
+
+
+def to_json(value: Any) -> bytes:
+    """The stored form of Argosy's own records: canonical, so equal records are equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 class Mirror:

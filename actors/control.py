@@ -363,8 +363,3 @@ class Then:
     def set_exception(self, exc_info: Any) -> None:
         """Refused."""
         self._otherwise(exc_info[1])
-
-
-def to_json(value: Any) -> bytes:
-    """The stored form of Argosy's own records: canonical, so equal records are equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -92,8 +92,8 @@ class LockManager(BrainActor):
 
     def on_start(self) -> None:
         """Follow the groups."""
-        self._groups = self.mirror(LOCKS, self._on_groups, self._on_group)
         self._semaphores = self.mirror(locks.SEMAPHORES, lambda items: None, lambda *_: None)
+        self._groups = self.mirror(LOCKS, self._on_groups, self._on_group)
         self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
         self.every(LOOK_S, self._look)
 
@@ -263,14 +263,10 @@ class LockManager(BrainActor):
     def status(self, group: str = "") -> list[dict[str, Any]]:
         """Groups as the contract lists them; a group that was asked for always shows."""
         now_ms = self._ports.clock.wall() * 1000
-        items = self._groups.items if self._groups is not None else {}
-        names = {group} if group else {key[len(LOCKS) :].decode() for key in items} or {"default"}
-        states = {}
-        for name in names:
-            item, shown = items.get(LOCKS + name.encode()), self._semaphores.items.get(locks.semaphore_key(name))
-            state = locks.load(item.value if item is not None else None, name)
-            value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
-            states[name] = locks.merged(state, value, mod, int(now_ms))
+        items = {**self._semaphores.items, **self._groups.items} if self._groups is not None else {}
+        groups = {key[len(LOCKS) :].decode() for key in items if key.startswith(LOCKS)}
+        names = {group} if group else groups or {"default"}
+        states = {name: locks.current(items.get, LOCKS + name.encode(), name, int(now_ms)) for name in names}
         out = []
         for name, state in sorted(states.items()):
             holders = []

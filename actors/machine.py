@@ -19,7 +19,7 @@ from kernel.actor import ActorStop, Ref, handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
 
-from .brain_client import ALIVE, MACHINES, PLACES, SECRETS, STATES, BrainActor, is_refusal
+from .brain_client import ALIVE, MACHINES, PLACES, SECRETS, STATES, BrainActor, is_refusal, to_json
 from .raft_messages import KeepAlive, Query, Range
 from .unit_manager import UnitManager
 from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, ReadSecrets, Report, Started
@@ -169,7 +169,7 @@ class Machine(BrainActor):
         key = me.id.encode()
         steps = [
             ["put", MACHINES + key, self._about()],
-            ["put", ALIVE + key, _json(alive), lease],
+            ["put", ALIVE + key, to_json(alive), lease],
         ]
 
         def registered(_: Any, error: BaseException | None) -> None:
@@ -185,7 +185,7 @@ class Machine(BrainActor):
     def _about(self) -> bytes:
         """What others are to know of this machine."""
         me = self.identity
-        return _json({
+        return to_json({
             "id": me.id, "name": me.name, "address": me.address, "endpoint": me.endpoint,
             "metadata": me.metadata, "role": me.role, "version": me.version,
             "engine": self._ports.containers is not None, "cpus": me.cpus, "memory": me.memory,
@@ -346,7 +346,7 @@ class Machine(BrainActor):
                  "health": "none", "restarts": 0, "hash": placement.hash, "fence": placement.fence,
                  "asked": placement.restarts, "pid": 0, "ports": {}, "result": "success",
                  "since": round(self._ports.clock.wall(), 3)}  # fmt: skip
-        value = _json(state)
+        value = to_json(state)
         guard = [[self._prefix + unit.encode(), "create", "=", placement.fence]]
         lease = self.lease
 
@@ -452,7 +452,7 @@ class Machine(BrainActor):
         wanted: dict[bytes, bytes] = {}
         state = self._states.get(unit)
         if state is not None:
-            wanted[self._state_key(unit)] = _json(state)
+            wanted[self._state_key(unit)] = to_json(state)
         for name, text in self._announced.get(unit, {}).items():
             if any(other < unit and name in keys for other, keys in self._announced.items()):
                 logger.warning("%s: %s is announced by another unit here already", unit, name)
@@ -472,7 +472,3 @@ class Machine(BrainActor):
             steps.append(["delete", self._state_key(unit)])
             after[self._state_key(unit)] = None
             self._keys_of.pop(unit, None)
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -16,7 +16,7 @@ from fleet.dependencies import Graph, Hold, Phase
 from fleet.placement import Candidate, Placements
 from fleet.spec import UnitSpec
 
-from .brain_client import ALIVE, DONE, MACHINES, MOVES, ORDERS, PLACES, REACTED, STATES, UNITS
+from .brain_client import ALIVE, DONE, MACHINES, MOVES, ORDERS, PLACES, REACTED, STATES, UNITS, to_json
 from .wanted import Known
 
 #: Moves of a unit from one machine to another that are remembered.
@@ -253,7 +253,7 @@ class View:
         is_first = unit not in self._noted
         step = self._noted.setdefault(unit, ["put", key, self.moves[key].value if key in self.moves else b"[]"])
         rows = [*json.loads(step[2]), [round(self.now, 3), machine, target, why]]
-        step[2] = json.dumps(rows[-MOVES_KEPT:]).encode()
+        step[2] = to_json(rows[-MOVES_KEPT:])
         return [step] if is_first else []
 
     def unplace(self, machine: str, unit: str) -> None:
@@ -306,4 +306,4 @@ def place_value(wanted: Mapping[str, Any], hold: Hold | None = None) -> bytes:
     }
     if hold is not None:
         value |= {"hold": hold.reason, "blocked": hold.blocked}
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return to_json(value)

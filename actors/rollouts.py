@@ -16,12 +16,11 @@ from brain.kv import TXN_OPERATIONS_MAX
 from brain.store import Item
 from fleet import dependencies, names, rollout
 from fleet.rollout import Phase, Target
-from kernel.actor import handles
 from kernel.ports import Ports
 
-from .brain_client import PLACES, ROLLOUTS, STATES, UNITS, VERSIONS, BrainActor
+from .beside_leader import BesideLeader
+from .brain_client import PLACES, ROLLOUTS, STATES, UNITS, VERSIONS, to_json
 from .picture import machine_and_unit, run_of, runs_well, wanted_on
-from .raft_messages import LeaderChanged
 from .wanted import Known
 
 logger = logging.getLogger("argosy.rollouts")
@@ -34,34 +33,27 @@ VERSIONS_KEPT = 10
 CHANGES_MAX = (TXN_OPERATIONS_MAX - 10) // 2
 
 
-class Rollouts(BrainActor):
+class Rollouts(BesideLeader):
     """See the module docstring."""
 
+    PREFIXES = (ROLLOUTS, UNITS, STATES, PLACES, VERSIONS)
+
     def __init__(self, ports: Ports, raft_ref: Any) -> None:
-        super().__init__(raft_ref)
-        self._ports = ports
-        self._term = 0
-        self.active = False
-        self._pictures: dict[bytes, Any] = {}
+        super().__init__(ports, raft_ref)
         self._armed = False
-        self._busy = False
         self._last = ""  # whose turn it was: the others come first next time
 
     def on_start(self) -> None:
-        """Wait for leadership."""
-        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
+        """Wait for leadership; look again from time to time while something is under way."""
+        super().on_start()
         self.every(LOOK_S, self._again)
 
-    @handles(LeaderChanged)
-    def _on_leader(self, message: LeaderChanged) -> None:
-        self.drop_mirrors()
-        self._pictures = {}
-        self.active, self._term, self._busy = message.leading, message.term, False
-        if message.leading:
-            for prefix in (ROLLOUTS, UNITS, STATES, PLACES, VERSIONS):
-                self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), self._on_change)
+    def on_picture(self) -> None:
+        """A rollout may be under way."""
+        self._arm()
 
-    def _on_change(self, key: bytes, item: Item | None, _: Item | None) -> None:
+    def on_change(self, key: bytes, item: Item | None, before: Item | None) -> None:
+        """Of consequence for rollouts that are under way, and for what is kept of units that are destroyed."""
         if self._under_way() or (item is None and key.startswith(UNITS)):
             self._arm()
 
@@ -71,9 +63,8 @@ class Rollouts(BrainActor):
 
     def _under_way(self) -> list[tuple[str, Item, dict[str, Any]]]:
         """(name, item, record) of each rollout that is not over."""
-        picture = self._pictures.get(ROLLOUTS)
         found = []
-        for key, item in sorted(picture.items.items()) if picture is not None else ():
+        for key, item in sorted(self.items(ROLLOUTS).items()):
             record = json.loads(item.value)
             if not Phase(record["phase"]).is_over:
                 found.append((key[len(ROLLOUTS) :].decode(), item, record))
@@ -86,7 +77,7 @@ class Rollouts(BrainActor):
 
     def _look(self) -> None:
         self._armed = False
-        if not self.active or self._busy or not all(p.ready for p in self._pictures.values()):
+        if not self.may_decide:
             return
         if self._forget_destroyed():
             return
@@ -98,8 +89,8 @@ class Rollouts(BrainActor):
 
     def _forget_destroyed(self) -> bool:
         """Versions and rollouts go with their units, and what ran beside them; whether there were any."""
-        units = self._pictures[UNITS].items
-        for key, item in self._pictures[ROLLOUTS].items.items():
+        units = self.items(UNITS)
+        for key, item in self.items(ROLLOUTS).items():
             name = key[len(ROLLOUTS) :].decode()
             beside = [UNITS + unit.encode() for unit in surge_names(name, json.loads(item.value))]
             left = [unit for unit in beside if unit in units]
@@ -107,7 +98,7 @@ class Rollouts(BrainActor):
                 self._commit([[unit, "mod", "=", units[unit].mod] for unit in left], [["delete", unit] for unit in left])
                 return True
         gone = [
-            (key, item.mod) for prefix in (ROLLOUTS, VERSIONS) for key, item in self._pictures[prefix].items.items()
+            (key, item.mod) for prefix in (ROLLOUTS, VERSIONS) for key, item in self.items(prefix).items()
             if UNITS + key[len(prefix) :] not in units
         ][:CHANGES_MAX]  # fmt: skip
         if gone:
@@ -119,14 +110,14 @@ class Rollouts(BrainActor):
 
     def _advance(self, name: str, item: Item, record: dict[str, Any]) -> bool:
         """Take a rollout further; whether anything was written."""
-        known = Known(self._pictures[UNITS].items)
+        known = Known(self.items(UNITS))
         targets = dict(self._targets(known, name, record))
         record = {**record, "targets": sorted(targets)}
         beside = {u: self._target(known[u][0], u) for u in surge_names(name, record) if u in known}
         step = rollout.step(record, targets, self._ports.clock.wall(), beside)
         step.change = step.change[:CHANGES_MAX]
         guards, edits = self._edits(known, name, step)
-        value = to_bytes(step.record)
+        value = to_json(step.record)
         if value == item.value and not edits:
             return False
         if step.record["phase"] != record["phase"]:
@@ -137,7 +128,7 @@ class Rollouts(BrainActor):
 
     def _targets(self, known: Known, name: str, record: dict[str, Any]) -> Iterator[tuple[str, Target]]:
         if record["kind"] == "global":
-            for key in self._pictures[PLACES].items:
+            for key in self.items(PLACES):
                 machine, unit = machine_and_unit(PLACES, key)
                 if unit == name:
                     yield machine, self._target(known[name][0], name, machine)
@@ -152,7 +143,7 @@ class Rollouts(BrainActor):
             return Target(wanted["hash"], True)
         tail = b"/" + unit.encode()
         states = [
-            json.loads(item.value) for key, item in self._pictures[STATES].items.items()
+            json.loads(item.value) for key, item in self.items(STATES).items()
             if key.endswith(tail) and (not machine or key == STATES + machine.encode() + tail)
         ]  # fmt: skip
         for state in states:
@@ -174,7 +165,7 @@ class Rollouts(BrainActor):
 
         def put(unit: str, value: dict[str, Any]) -> None:
             guards.append(known.guard(unit))
-            edits.append(["put", UNITS + unit.encode(), to_bytes(value)])
+            edits.append(["put", UNITS + unit.encode(), to_json(value)])
 
         over = Phase(record["phase"]).is_over
         if record["kind"] == "global":
@@ -206,7 +197,7 @@ class Rollouts(BrainActor):
         return {**found, known[name][0]["hash"]: known[name][0]["content"]}
 
     def _versions(self, name: str) -> list[dict[str, Any]]:
-        return versions(self._pictures[VERSIONS].items.get(VERSIONS + name.encode()))
+        return versions(self.items(VERSIONS).get(VERSIONS + name.encode()))
 
     def _judged(self, name: str, record: dict[str, Any]) -> bytes:
         """The versions, with what came of the newest one."""
@@ -215,22 +206,16 @@ class Rollouts(BrainActor):
         for version in listed:
             if version["hash"] == record["to"]:
                 version["verdict"] = verdict
-        return to_bytes(listed)
+        return to_json(listed)
 
     def _commit(self, compares: list[Any], changes: list[Any]) -> None:
-        self._busy = True
-        term = self._term
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if term != self._term:
-                return
-            self._busy = False
+        def done(_: Any, error: BaseException | None) -> None:
             if error is not None:
                 logger.info("a step of a rollout was not written: %s", error)
                 return  # the next look tries again
             self._arm()
 
-        self.propose(["txn", compares, changes, []], done, 5.0, term)
+        self.decide(compares, changes, done)
 
 
 def _passes(state: dict[str, Any]) -> bool:
@@ -268,8 +253,3 @@ def versions(item: Item | None) -> list[dict[str, Any]]:
     """Versions of a unit that are kept, the newest last: hash, content, at, verdict."""
     listed: list[dict[str, Any]] = json.loads(item.value) if item is not None else []
     return listed
-
-
-def to_bytes(value: Any) -> bytes:
-    """The stored form: canonical, so equal records are equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -21,10 +21,10 @@ from brain.store import Item
 from fleet import dependencies, placement, syntax, unitfile
 from fleet.dependencies import Phase
 from fleet.spec import UnitSpec
-from kernel.actor import handles
 from kernel.ports import Ports
 from kernel.stats import Histogram
 
+from .beside_leader import BesideLeader
 from .brain_client import (
     ALIVE,
     DONE,
@@ -36,10 +36,9 @@ from .brain_client import (
     REBALANCE,
     STATES,
     UNITS,
-    BrainActor,
+    to_json,
 )
 from .picture import FAILED_THERE, LOST, View, place_key, run_of, runs_well
-from .raft_messages import LeaderChanged
 from .wanted import start
 
 logger = logging.getLogger("argosy.scheduler")
@@ -54,26 +53,20 @@ RECOVERY_BOUNDS_S = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0,
 UPHOLD_S = 5.0
 #: Failures of a unit that count against Reschedule=, and how long it waits: doubled with each, up to a most.
 RESCHEDULE_WINDOW_S, RESCHEDULE_S, RESCHEDULE_S_MAX = 3600.0, 5.0, 300.0
-#: Prefixes that the scheduler looks at.
-PREFIXES = (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED, MOVES, ORDERS, DONE, REBALANCE)
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
 
 
-class Scheduler(BrainActor):
+class Scheduler(BesideLeader):
     """See the module docstring."""
 
+    PREFIXES = (UNITS, MACHINES, ALIVE, PLACES, STATES, REACTED, MOVES, ORDERS, DONE, REBALANCE)
+
     def __init__(self, ports: Ports, raft_ref: Any) -> None:
-        super().__init__(raft_ref)
-        self._ports = ports
-        self.active = False
-        self.term = 0
-        self._pictures: dict[bytes, Any] = {}
+        super().__init__(ports, raft_ref)
         self._armed = False
-        self._busy = False
         self._specs: dict[tuple[str, str], UnitSpec | None] = {}
         self._lost_at: dict[str, float] = {}
-        self._settled = False
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
         #: why units are still on machines that they are to leave
@@ -89,33 +82,23 @@ class Scheduler(BrainActor):
         self.reschedules: dict[str, int] = {}
 
     def on_start(self) -> None:
-        """Wait for leadership."""
-        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
+        """Wait for leadership; look again at what waits for time to pass."""
+        super().on_start()
         self.every(RETRY_S, self._retry)
 
-    @handles(LeaderChanged)
-    def _on_leader(self, message: LeaderChanged) -> None:
-        self.drop_mirrors()
-        self._pictures = {}
-        self.active = message.leading
-        self.term = message.term
-        self._busy = False
-        self._settled = False
-        self._lost_at = {}
-        self._moving = {}
-        self.unplaced = {}
-        self.braking = False
-        if not message.leading:
-            return
-        for prefix in PREFIXES:
-            on_change = self._on_state if prefix == STATES else self._on_change
-            self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(), on_change)
+    def on_lead(self) -> None:
+        """Another leader's losses and moves are not ours."""
+        self._lost_at, self._moving, self.unplaced, self.braking = {}, {}, {}, False
 
-    def _on_change(self, *_: Any) -> None:
+    def on_picture(self) -> None:
+        """There may be something to decide."""
         self._arm()
 
-    def _on_state(self, key: bytes, item: Item | None, _: Item | None) -> None:
-        """A state: nothing to decide in it, unless it ends, or ends a move, or others depend on it."""
+    def on_change(self, key: bytes, item: Item | None, before: Item | None) -> None:
+        """There may be something to decide; in a state only if it ends, or ends a move, or others depend on it."""
+        if not key.startswith(STATES):
+            self._arm()
+            return
         unit = key[len(STATES) :].decode().partition("/")[2]
         if item is None or self._draining or unit in self._involved:
             self._arm()
@@ -139,11 +122,9 @@ class Scheduler(BrainActor):
 
     def _pass(self) -> None:
         self._armed = False
-        if not self.active or self._busy or not self._pictures:
+        if not self.may_decide:
             return
-        if not all(picture.ready for picture in self._pictures.values()):
-            return
-        view = View(lambda prefix: self._pictures[prefix].items, self._spec, self._ports.clock.wall())
+        view = View(self.items, self._spec, self._ports.clock.wall())
         self._later = False
         self._note_losses(view)
         steps = _Steps()
@@ -255,7 +236,7 @@ class Scheduler(BrainActor):
 
     def _rebalance(self, view: View, steps: _Steps) -> None:
         """An operator's plan to even machines out, so many moves a minute as were asked for."""
-        item = self._pictures[REBALANCE].items.get(REBALANCE)
+        item = self.items(REBALANCE).get(REBALANCE)
         if item is None:
             return
         plan = json.loads(item.value)
@@ -277,7 +258,7 @@ class Scheduler(BrainActor):
                 self._leave(view, steps, unit, machine, "rebalanced", "rebalance")
             left = left[1:]
         plan |= {"moves": left, "next": round(view.now + 60.0 / plan["per_minute"], 3)}
-        change = ["put", REBALANCE, json.dumps(plan, sort_keys=True).encode()] if left else ["delete", REBALANCE]
+        change = ["put", REBALANCE, to_json(plan)] if left else ["delete", REBALANCE]
         steps.add([[REBALANCE, "mod", "=", item.mod]], [change])
 
     def _leave_failed(self, view: View, steps: _Steps) -> None:
@@ -350,7 +331,7 @@ class Scheduler(BrainActor):
             if places and self.braking:
                 unplaced[unit] = {"": "more than half of the machines were lost at once: held"}
                 continue
-            known = [m for m in places if MACHINES + m.encode() in self._pictures[MACHINES].items]
+            known = [m for m in places if MACHINES + m.encode() in self.items(MACHINES)]
             left = max((self._lost_at.get(m, self.now()) for m in known), default=0.0) + spec.lost_after - self.now()
             if known and left > 0:
                 unplaced[unit] = dict.fromkeys(places, f"the machine is lost; LostAfter= gives it {left:.0f} s more")
@@ -418,7 +399,7 @@ class Scheduler(BrainActor):
                     machine, state = min(ended)
                     done = {"run": list(run_of(wanted)), "at": state["since"], "machine": machine}
                     key = DONE + unit.encode()
-                    value = json.dumps(done, sort_keys=True).encode()
+                    value = to_json(done)
                     known = view.done.get(key)
                     steps.add([[key, "mod", "=", known.mod if known is not None else 0], view.known.guard(unit)],
                               [["put", key, value]])  # fmt: skip
@@ -458,7 +439,7 @@ class Scheduler(BrainActor):
                 changes += fresh
         if changed != seen:
             kept = {m: end for m, end in changed.items() if m in view.states(unit)}
-            steps.add(compares, [["put", key, json.dumps(kept, sort_keys=True).encode()], *changes])
+            steps.add(compares, [["put", key, to_json(kept)], *changes])
 
     def _uphold(self, view: View, steps: _Steps, others: list[str]) -> None:
         for other in others:
@@ -478,20 +459,15 @@ class Scheduler(BrainActor):
         if batch is None:
             return
         compares, changes, more = batch
-        self._busy = True
-        term = self.term
 
         def done(result: Any, error: BaseException | None) -> None:
-            if term != self.term:
-                return
-            self._busy = False
             if error is not None:
                 logger.info("placements were not written: %s", error)
                 self.after(0.2, self._arm)
             elif more or not result["succeeded"]:
                 self._arm()
 
-        self.propose(["txn", compares, changes, []], done, 5.0, term)
+        self.decide(compares, changes, done)
 
 
 class _Steps:

@@ -16,11 +16,11 @@ from brain.store import Item
 from fleet import timer, unitfile
 from fleet.dependencies import is_over
 from fleet.timer import Record, Target, TimerSpec
-from kernel.actor import Timer, handles
+from kernel.actor import Timer
 from kernel.ports import Ports
 
-from .brain_client import STATES, TIMERS, UNITS, BrainActor
-from .raft_messages import LeaderChanged
+from .beside_leader import BesideLeader
+from .brain_client import STATES, TIMERS, UNITS, to_json
 from .wanted import Known, start
 
 logger = logging.getLogger("argosy.timers")
@@ -33,41 +33,28 @@ RETRY_S = 0.5
 _BUSY = ("active", "activating", "reloading", "deactivating")
 
 
-class Timers(BrainActor):
+class Timers(BesideLeader):
     """See the module docstring."""
 
+    PREFIXES = (UNITS, TIMERS, STATES)
+
     def __init__(self, ports: Ports, raft_ref: Any) -> None:
-        super().__init__(raft_ref)
-        self._ports = ports
-        self.active = False
-        self._term = 0
-        self._pictures: dict[bytes, Any] = {}
+        super().__init__(ports, raft_ref)
         self._specs: dict[tuple[str, str], TimerSpec | None] = {}
         self._next: Timer | None = None
-        self._busy = False
         self.fired = 0
 
-    def on_start(self) -> None:
-        """Wait for leadership."""
-        self.system.subscribe(LeaderChanged, self.actor_ref, replay=True)
+    def on_picture(self) -> None:
+        """A timer may be due."""
+        self._arm(0.0)
 
-    @handles(LeaderChanged)
-    def _on_leader(self, message: LeaderChanged) -> None:
-        self.drop_mirrors()
-        self._pictures = {}
-        self.active, self._term = message.leading, message.term
-        self._busy = False
-        if message.leading:
-            for prefix in (UNITS, TIMERS, STATES):
-                self._pictures[prefix] = self.mirror(prefix, lambda items: self._arm(0.0), self._on_change)
-
-    def _on_change(self, key: bytes, item: Item | None, prev: Item | None) -> None:
-        del item, prev
+    def on_change(self, key: bytes, item: Item | None, before: Item | None) -> None:
+        """A timer may be due, if there is any."""
         if not key.startswith(UNITS) or key.endswith(b".timer") or self._started():
             self._arm(0.0)
 
     def _started(self) -> bool:
-        return bool(self._pictures and self._pictures[TIMERS].items)
+        return bool(self.items(TIMERS))
 
     def _arm(self, seconds: float) -> None:
         if self._next is not None:
@@ -77,13 +64,12 @@ class Timers(BrainActor):
     def _look(self) -> None:
         """Act on the first timer that is due; else wait for the next."""
         self._next = None
-        pictures = self._pictures
-        if not self.active or self._busy or not pictures or not all(p.ready for p in pictures.values()):
+        if not self.may_decide:
             return
         now = self._ports.clock.wall()
         wait = LOOK_S_MAX
         for name, (wanted, spec) in sorted(self._wanted().items()):
-            item = pictures[TIMERS].items.get(TIMERS + name.encode())
+            item = self.items(TIMERS).get(TIMERS + name.encode())
             known = json.loads(item.value) if item is not None else {}
             if item is None or known["hash"] != wanted["hash"]:
                 self._keep(name, item, {"hash": wanted["hash"], "since": now, "last": 0.0, "fired": 0.0}, [], [])
@@ -102,7 +88,7 @@ class Timers(BrainActor):
 
     def _wanted(self) -> dict[str, tuple[dict[str, Any], TimerSpec]]:
         found = {}
-        for key, item in self._pictures[UNITS].items.items():
+        for key, item in self.items(UNITS).items():
             if key.endswith(b".timer"):
                 name = key[len(UNITS) :].decode()
                 wanted = json.loads(item.value)
@@ -123,7 +109,7 @@ class Timers(BrainActor):
 
     def _states(self, unit: str) -> list[dict[str, Any]]:
         tail = b"/" + unit.encode()
-        items = self._pictures[STATES].items
+        items = self.items(STATES)
         return [json.loads(item.value) for key, item in items.items() if key.endswith(tail)]
 
     def _target(self, unit: str) -> Target:
@@ -146,7 +132,7 @@ class Timers(BrainActor):
 
     def _start(self, name: str, unit: str) -> tuple[list[Any], list[Any]]:
         """The steps that start a service, as ``unit start`` would; it is another run in any case."""
-        known = Known(self._pictures[UNITS].items)
+        known = Known(self.items(UNITS))
         if not known.source(unit):
             logger.warning("%s elapsed, but no unit is called %s", name, unit)
         return start(known, unit, lambda other: other == unit or any(map(is_over, self._states(other))))
@@ -154,7 +140,7 @@ class Timers(BrainActor):
     def _forget_stopped(self) -> bool:
         """A timer that was stopped begins anew when it is started again."""
         wanted = self._wanted()
-        for key, item in self._pictures[TIMERS].items.items():
+        for key, item in self.items(TIMERS).items():
             if key[len(TIMERS) :].decode() not in wanted:
                 self._commit([[key, "mod", "=", item.mod]], [["delete", key]])
                 return True
@@ -164,19 +150,13 @@ class Timers(BrainActor):
         self, name: str, item: Item | None, record: dict[str, Any], compares: list[Any], changes: list[Any]
     ) -> None:
         key = TIMERS + name.encode()
-        value = json.dumps(record, sort_keys=True).encode()
+        value = to_json(record)
         guard = [key, "mod", "=", item.mod if item is not None else 0]
         self._commit([guard, *compares], [["put", key, value], *changes])
         self.fired += bool(changes)
 
     def _commit(self, compares: list[Any], changes: list[Any]) -> None:
-        self._busy = True
-        term = self._term
-
         def done(result: Any, error: BaseException | None) -> None:
-            if term != self._term:
-                return
-            self._busy = False
             self._arm(RETRY_S if error is not None or not result["succeeded"] else 0.0)
 
-        self.propose(["txn", compares, changes, []], done, 5.0, term)
+        self.decide(compares, changes, done)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from brain import locks
 from brain.store import Item
 from fleet import release, update_policy, updating, waves
 from fleet.release import ReleaseError, Statement
@@ -22,6 +23,7 @@ from kernel.ports import Ports
 
 from .brain_client import (
     ALIVE,
+    LOCKS,
     ORDERS,
     PLACES,
     RELEASES,
@@ -81,7 +83,6 @@ class Updater(BrainActor):
         self._progress = ""
         self._again_at = 0.0
         self._queued = False
-        self._said: bytes = b""
         self._saying = False
         self._trial_since = 0.0
         self._drained_since = 0.0
@@ -89,7 +90,10 @@ class Updater(BrainActor):
         self._unwell = "it has just started"
         self._checking = False
         self._blocked = ""
+        self._leads = False
         self._source = 0
+        self._again_fetch = 0.0  # Unix time before which nothing is fetched
+        self._refused_trust = 0  # the revision of keys that were not accepted, which is said once
         self.decision = Decision(State.IDLE, "it has just started")
 
     def on_start(self) -> None:
@@ -98,7 +102,7 @@ class Updater(BrainActor):
             return
         mine = self.identity.id.encode()
         prefixes = (self._releases, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, ALIVE,
-                    ORDERS + mine, PLACES + mine + b"/", STATES + mine + b"/")  # fmt: skip
+                    ORDERS + mine, PLACES + mine + b"/", STATES + mine + b"/", LOCKS, locks.SEMAPHORES)  # fmt: skip
         for prefix in prefixes:
             self._pictures[prefix] = self.mirror(prefix, lambda items: None, lambda *_: None)
         self._trial_since = self._drained_since = self.now()
@@ -141,21 +145,18 @@ class Updater(BrainActor):
             return
         self._pin_trust()
         self._check()
-        manager = self.system.find("lock-manager")
-        if manager is None:
-            return
-        facts = self._facts(manager)
+        facts = self._facts()
         self.decision = updating.decide(facts)
         self._say()
         self._do(self.decision, facts)
 
-    def _facts(self, manager: Any) -> Facts:
+    def _facts(self) -> Facts:
         now = self._ports.clock.wall()
         record, rules = self._record, self._policy()
         target, refused = self._target()
         order = orders(self._items(ORDERS + self.identity.id.encode()).get(ORDERS + self.identity.id.encode()))
         drain = order["drain"]
-        token, lock = self._lock_of(manager)
+        token, lock = self._lock()
         left = self._left()
         if left or drain is None:
             self._drained_since = self._drained_since if left and drain is not None else self.now()
@@ -200,9 +201,6 @@ class Updater(BrainActor):
         self._trust = seen
         self._statements.clear()
         self._call(lambda slots: slots.keep_trust(seen), lambda value, error: None)
-
-    _refused_trust = 0
-    _leads = False
 
     def _installed(self) -> int:
         record = self._record
@@ -252,20 +250,20 @@ class Updater(BrainActor):
         release.check_statement(known, self._product, installed, self._ports.clock.wall())
         return known
 
-    def _lock_of(self, manager: Any) -> tuple[int, str]:
+    def _lock(self) -> tuple[int, str]:
         """The token that this machine holds, and else what it waits for."""
-        actor = manager._mailbox.actor  # noqa: SLF001 - same thread, read only
-        row: dict[str, Any] = {"holders": [], "queue": [], "max": 0}
-        if actor is not None:
-            [row] = actor.status(self._group)
-        for holder in row["holders"]:
-            if holder["machine"] == self.identity.name:
-                return int(holder["token"]), ""
-        if self.identity.name in row["queue"]:
-            place = row["queue"].index(self.identity.name) + 1
-            held = ", ".join(holder["machine"] for holder in row["holders"]) or "nobody"
-            return 0, f"{place}. in the queue of the lock; held by {held}" + (" (max is 0: paused)" if not row["max"] else "")
-        return 0, ""
+        items = {**self._items(locks.SEMAPHORES), **self._items(LOCKS)}
+        now_ms = int(self._ports.clock.wall() * 1000)
+        state = locks.current(items.get, LOCKS + self._group.encode(), self._group, now_ms)
+        mine = state["holders"].get(self.identity.name)
+        if mine is not None:
+            return int(mine["token"]), ""
+        queue = [entry["machine"] for entry in state["queue"]]
+        if self.identity.name not in queue:
+            return 0, ""
+        held = ", ".join(sorted(state["holders"])) or "nobody"
+        paused = "" if state["max"] else " (max is 0: paused)"
+        return 0, f"{queue.index(self.identity.name) + 1}. in the queue of the lock; held by {held}{paused}"
 
     def _left(self) -> list[str]:
         mine = self.identity.id.encode() + b"/"
@@ -376,22 +374,27 @@ class Updater(BrainActor):
             del value, error  # what came of it is seen in the lock's own status
             self._queued = False
 
+        self._ask_lock(Acquire(self._group, self.identity.name, reason, WAIT_S, "updater"), done, WAIT_S + 10)
+
+    def _ask_lock(self, message: Any, then: Callable[[Any, BaseException | None], None], seconds: float = 10.0) -> None:
+        """Ask this host's lock manager; while it is being started again, the next look does."""
         manager = self.system.find("lock-manager")
-        self.ask_then(manager, Acquire(self._group, self.identity.name, reason, WAIT_S, "updater"), WAIT_S + 10, done)
+        if manager is None:
+            then(None, RuntimeError("the lock manager is being started again"))
+        else:
+            self.ask_then(manager, message, seconds, then)
 
     def _leave_queue(self, facts: Facts) -> None:
         if facts.lock:
             self._release(0)
 
     def _release(self, token: int, then: Callable[[Any, BaseException | None], None] | None = None) -> None:
-        manager = self.system.find("lock-manager")
         message = Release(self._group, self.identity.name, token, False, "updater")
-        self.ask_then(manager, message, 10.0, then or (lambda value, error: None))
+        self._ask_lock(message, then or (lambda value, error: None))
 
     def _phase(self, facts: Facts, phase: str, seconds: float) -> None:
-        manager = self.system.find("lock-manager")
         message = SetPhase(self._group, self.identity.name, facts.token, phase, max(1, int(seconds)))
-        self.ask_then(manager, message, 10.0, lambda value, error: None)
+        self._ask_lock(message, lambda value, error: None)
 
     def _order(self, change: Callable[[dict[str, Any]], dict[str, Any]], then: Callable[[Any, BaseException | None], None]) -> None:
         key = ORDERS + self.identity.id.encode()
@@ -435,7 +438,7 @@ class Updater(BrainActor):
                 done(None, error)
                 return
             # the last look: a lock that was taken away meanwhile has another token, or none
-            if self._lock_of(self.system.find("lock-manager"))[0] != facts.token:
+            if self._lock()[0] != facts.token:
                 done(None, RuntimeError("the lock is not ours any more"))
                 return
             self._call(lambda slots: slots.begin_trial(slots.record().other, self._policy().trial_limit + 60), begun)
@@ -520,8 +523,6 @@ class Updater(BrainActor):
 
         self._call(lambda slots: slots.missing(target.manifest), have)
 
-    _again_fetch = 0.0
-
     def _fetch(self, missing: list[str], target: Statement) -> None:
         """Some chunks from one machine that may have them; the next look fetches others."""
         others = sorted(
@@ -603,18 +604,14 @@ class Updater(BrainActor):
         }  # fmt: skip
         value = release.canonical(said)
         item = self._items(UPDATES).get(key)
-        if self._saying or (item is not None and item.value == value) or (self._said == value and item is not None and _quiet(said)):
+        if self._saying or (item is not None and item.value == value):
             return
-        self._saying, self._said = True, value
+        self._saying = True
 
         def done(_: Any, error: BaseException | None) -> None:
             self._saying = False
 
         self.propose(["put", key, value], done)
-
-
-def _quiet(said: dict[str, Any]) -> bool:
-    return bool(said["state"] == State.IDLE)
 
 
 def verdict_of(

@@ -12,7 +12,7 @@ from brain.store import Item
 from fleet import dependencies, names, unitfile
 from fleet.spec import UnitSpec
 
-from .brain_client import UNITS
+from .brain_client import UNITS, to_json
 
 #: What files must say for their units to be anything to others.
 _RELATED = re.compile("|".join(dependencies.RELATIONS).encode())
@@ -113,7 +113,7 @@ class Known(Mapping[str, tuple[dict[str, Any], int]]):
             changed["restarts"] = record.get("restarts", 0) + 1
         if changed == stored:
             return None
-        return ["put", UNITS + unit.encode(), json.dumps(changed, sort_keys=True, separators=(",", ":")).encode()]
+        return ["put", UNITS + unit.encode(), to_json(changed)]
 
     def launched(self, units: list[str]) -> list[str]:
         """Those of them that are wanted to run."""

@@ -90,9 +90,9 @@ def semaphore(state: dict[str, Any]) -> bytes:
     return json.dumps({"semaphore": available(state), "max": state["max"], "holders": holders}, separators=(",", ":")).encode()
 
 
-def merged(state: dict[str, Any], value: bytes | None, revision: int, now_ms: int) -> dict[str, Any]:
+def merged(state: dict[str, Any], value: bytes, revision: int, now_ms: int) -> dict[str, Any]:
     """A group with what somebody wrote at locksmith's key since; what makes no sense there is passed over."""
-    if value is None or value == semaphore(state):
+    if value == semaphore(state):
         return state
     try:
         seen = json.loads(value)
@@ -112,6 +112,16 @@ def merged(state: dict[str, Any], value: bytes | None, revision: int, now_ms: in
         queue = [entry for entry in state["queue"] if entry["machine"] != machine]
         state = _grant({**state, "queue": queue}, machine, "locksmith", "", revision, now_ms, "locksmith")
     return state
+
+
+def current(find: Callable[[bytes], Any], key: bytes, group: str, now_ms: int) -> dict[str, Any]:
+    """A group as it is: what is stored under ``key``, with what somebody wrote at locksmith's.
+
+    ``find`` gives the item of a key, or None.
+    """
+    stored, shown = find(key), find(semaphore_key(group))
+    state = load(stored.value if stored is not None else None, group)
+    return merged(state, shown.value, shown.mod, now_ms) if shown is not None else state
 
 
 def _noted(state: dict[str, Any], now_ms: int, event: str, machine: str, detail: str, by: str) -> dict[str, Any]:

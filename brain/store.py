@@ -488,9 +488,7 @@ class Store:
         stored = locks.load(item.value if item is not None else None, group)
         try:
             locks.check_group(group)
-            shown = self.live.get(locks.semaphore_key(group))
-            value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
-            state = locks.merged(stored, value, mod, self.log_time_ms)
+            state = locks.current(self.live.get, LOCKS_PREFIX + group.encode(), group, self.log_time_ms)
             changed, result = locks.decide(state, verb, arguments, self.revision + 1, self.log_time_ms, self._alive,
                                             lambda: self._holders(group))  # fmt: skip
         except locks.LockError as error:
@@ -500,12 +498,10 @@ class Store:
     def _holders(self, without: str) -> set[str]:
         """Who holds a lock of any group but one; what locksmith wrote counts."""
         names: set[str] = set()
-        for key, item in self.range(LOCKS_PREFIX, prefix_end(LOCKS_PREFIX)):
+        for key, _ in self.range(LOCKS_PREFIX, prefix_end(LOCKS_PREFIX)):
             group = key[len(LOCKS_PREFIX) :].decode("utf-8", "replace")
             if group != without:
-                shown = self.live.get(locks.semaphore_key(group))
-                value, mod = (shown.value, shown.mod) if shown is not None else (None, 0)
-                names |= set(locks.merged(locks.load(item.value, group), value, mod, self.log_time_ms)["holders"])
+                names |= set(locks.current(self.live.get, key, group, self.log_time_ms)["holders"])
         return names
 
     def _alive(self) -> set[str]:

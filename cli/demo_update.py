@@ -58,7 +58,7 @@ def _play(stage: Stage, session: Session, folder: Path) -> None:
     client.start()
     try:
         stage.await_("six servers behind the balancers", lambda: len(client.served_by) == len(APIS), 30)
-        _trust(session, folder)
+        _trust(folder)
         session.ask("release.policy", policy={"commit_after": 2.0, "drain_limit": 60.0, "trial_limit": 30.0})
         _new_version(stage, session, folder, client)
         _broken_version(stage, session, folder, client)
@@ -69,22 +69,21 @@ def _play(stage: Stage, session: Session, folder: Path) -> None:
     stage.say(f"{client.good} requests, not one failed (slowest {client.slowest_s * 1000:.0f} ms)")
 
 
-def _argosy(folder: Path, *words: str) -> None:
+def _argosy(folder: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", "--context", str(folder / "context.toml"), "release", *words],
         capture_output=True, text=True, env=local._clean_environment(), check=False,  # noqa: SLF001
     )  # fmt: skip
     if done.returncode:
         raise DemoFailed(f"release {words[0]}: {done.stderr.strip()}")
+    return done.stdout
 
 
-def _trust(session: Session, folder: Path) -> None:
-    from fleet import release
-
-    private, public = release.make_key()
-    (folder / "release.key").write_text(private.hex())
-    envelope = release.sign({"signed": release.Trust(1, 1, (public,)).record(), "signatures": {}}, private)
-    session.ask("release.trust", envelope=envelope)
+def _trust(folder: Path) -> None:
+    """A key to sign with, and the word that it counts, as an operator gives them."""
+    key = folder / "release.key"
+    public = _argosy(folder, "keygen", str(key)).strip()
+    _argosy(folder, "trust", "--public", public, "--key", str(key))
 
 
 def _publish(folder: Path, version: str, sequence: int, broken: bool) -> None:

@@ -52,7 +52,7 @@ def _private(path: str) -> bytes:
 @as_json_option
 def keygen(file: str, as_json: bool) -> None:
     """Make a key to sign releases with: the private part into FILE (keep it off the machines), the public part is printed."""
-    private, public = release.make_key()
+    private, public = artefact.make_key()
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:

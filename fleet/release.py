@@ -87,12 +87,6 @@ def statement(data: Mapping[str, Any]) -> Statement:
     return made
 
 
-def make_key() -> tuple[bytes, str]:
-    """(private key, public key in hexadecimal) of somebody who signs."""
-    private = Ed25519PrivateKey.generate()
-    return private.private_bytes_raw(), private.public_key().public_bytes_raw().hex()
-
-
 def public_of(private: bytes) -> str:
     """The public key of a private one, in hexadecimal."""
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fleet import release
 from fleet.release import CHUNK_BYTES, Entry, ReleaseError, Statement
 
@@ -16,6 +18,12 @@ from . import slots
 _MAGIC = b"argosy-release 1\n"
 #: Bytes of the first line, with the statement and its signatures.
 HEADER_BYTES_MAX = 64 * 1024
+
+
+def make_key() -> tuple[bytes, str]:
+    """(private key, public key in hexadecimal) of somebody who signs."""
+    private = Ed25519PrivateKey.generate().private_bytes_raw()
+    return private, release.public_of(private)
 
 
 class Artefact:

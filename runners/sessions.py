@@ -16,6 +16,7 @@ import struct
 import termios
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _LAST_READS_MAX = 16
 STDOUT, STDERR = "stdout", "stderr"
 
 
-class Session:
+class Session(ABC):
     """What both kinds share: output that waits, and how it ended.  On the loop's thread."""
 
     #: whether it ends with the unit's shim
@@ -76,26 +77,29 @@ class Session:
     def _is_full(self) -> bool:
         return self._waiting >= OUTPUT_BYTES_MAX
 
+    @abstractmethod
     def _go_on(self) -> None:
         """There is room for output again."""
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Input for the command; raises ``BufferError`` if it does not read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end_input(self) -> None:
         """The command reads an end of file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resize(self, rows: int, columns: int) -> None:
         """The operator's window has another size."""
 
+    @abstractmethod
     def hang_up(self) -> None:
         """The unit ends: what an operator left in it does not hold that up."""
 
+    @abstractmethod
     def close(self) -> None:
         """End it."""
-        raise NotImplementedError
 
 
 class ProcessSession(Session):
@@ -390,6 +394,9 @@ class ContainerSession(Session):
         made = self._made
         if made and self._size is not None:
             self._loop.run_in_executor(None, self._engine.resize, made, rows, columns)
+
+    def hang_up(self) -> None:
+        """See :class:`Session`: it ends with its container."""
 
     def close(self) -> None:
         """See :class:`Session`: the engine has no word for it, so its process is told."""

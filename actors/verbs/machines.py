@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,8 @@ from brain.store import Store, prefix_end
 from fleet import placement
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES
-from ..control import BadRequest, Control, Failed, to_json, verb
+from ..brain_client import ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES, to_json
+from ..control import BadRequest, Control, Failed, verb
 from ..picture import machine_and_unit, metadata, orders
 from ..raft_messages import ChangeConfig, Query, Range, Status
 from .units import all_placements
@@ -240,6 +239,6 @@ def _cluster_rebalance(control: Control, args: dict[str, Any]) -> Any:
         return {"moves": rows, "applied": False}
     promise = Promise()
     plan = {"moves": moves, "per_minute": per_minute, "next": 0.0}
-    control.commit(["put", REBALANCE, json.dumps(plan, sort_keys=True).encode()], promise, lambda _: promise.reply(
+    control.commit(["put", REBALANCE, to_json(plan)], promise, lambda _: promise.reply(
         {"moves": rows, "applied": True}))  # fmt: skip
     return promise

@@ -12,8 +12,8 @@ from fleet import names, placement, rollout, unitfile
 from fleet.placement import Placements
 from kernel.mailbox import Promise
 
-from ..brain_client import ROLLOUTS, UNITS
-from ..control import BadRequest, Control, Failed, Then, to_json, verb
+from ..brain_client import ROLLOUTS, UNITS, to_json
+from ..control import BadRequest, Control, Failed, Then, verb
 from ..rollouts import instances
 from ..wanted import Known
 from .edits import Edits, check_files, edit, instance, is_timer, refuse_cycles, refuse_other_names

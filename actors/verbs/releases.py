@@ -11,8 +11,8 @@ from fleet import release, update_policy, waves
 from fleet.release import ReleaseError
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES
-from ..control import BadRequest, Command, Control, Failed, Missing, to_json, verb
+from ..brain_client import ALIVE, RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, to_json
+from ..control import BadRequest, Command, Control, Failed, Missing, verb
 from ..raft_messages import Range
 from ..updater import verdict_of
 

@@ -12,8 +12,8 @@ from fleet import names, rollout, unitfile
 from fleet.rollout import Phase, Policy
 from kernel.mailbox import Promise
 
-from ..brain_client import ROLLOUTS, UNITS, VERSIONS
-from ..control import BadRequest, Control, Failed, Missing, to_json, verb
+from ..brain_client import ROLLOUTS, UNITS, VERSIONS, to_json
+from ..control import BadRequest, Control, Failed, Missing, verb
 from ..raft_messages import Query
 from ..rollouts import VERSIONS_KEPT, instances, surge_names, versions
 from ..wanted import Known

@@ -8,8 +8,8 @@ from brain.store import Store, prefix_end
 from fleet import secrets
 from kernel.mailbox import Promise
 
-from ..brain_client import SECRETS
-from ..control import BadRequest, Control, Failed, Missing, to_json, verb
+from ..brain_client import SECRETS, to_json
+from ..control import BadRequest, Control, Failed, Missing, verb
 from ..raft_messages import Query
 
 

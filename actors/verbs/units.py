@@ -15,8 +15,8 @@ from fleet.rollout import Phase
 from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
-from ..brain_client import MOVES, ROLLOUTS, TIMERS, UNITS
-from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, to_json, verb
+from ..brain_client import MOVES, ROLLOUTS, TIMERS, UNITS, to_json
+from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, verb
 from ..picture import placements
 from ..unit_messages import Reload
 from ..wanted import Known

@@ -10,9 +10,10 @@ import pytest
 from fleet import release, waves
 from fleet.release import Entry, ReleaseError, Statement, Trust
 from fleet.waves import Outcome, Plan, verdict
+from runners import artefact
 
 NOW = 1_000_000.0
-KEYS = [release.make_key() for _ in range(3)]
+KEYS = [artefact.make_key() for _ in range(3)]
 TRUST = Trust(1, 2, tuple(public for _, public in KEYS))
 GOOD = Statement("argosy", "2.0", 7, 3, int(NOW) - 10, int(NOW) + 1000, "ab" * 32, 5)
 
@@ -35,9 +36,9 @@ def test_a_release_that_enough_keys_signed_is_accepted() -> None:
     """Also by more than are needed; a signature of a stranger counts for nothing."""
     assert release.accept(envelope(), TRUST, "argosy", 5, NOW) == GOOD
     assert release.accept(envelope(signers=(0, 1, 2)), TRUST, "argosy", 5, NOW) == GOOD
-    stranger = release.sign(envelope(), release.make_key()[0])
+    stranger = release.sign(envelope(), artefact.make_key()[0])
     assert release.accept(stranger, TRUST, "argosy", 5, NOW) == GOOD
-    assert refused(release.sign(envelope(signers=(0,)), release.make_key()[0])) == "threshold"
+    assert refused(release.sign(envelope(signers=(0,)), artefact.make_key()[0])) == "threshold"
 
 
 def test_u1_what_was_tampered_with_is_refused_each_with_its_reason() -> None:
@@ -61,7 +62,7 @@ def test_u1_what_was_tampered_with_is_refused_each_with_its_reason() -> None:
 
 def test_keys_are_rotated_by_the_old_and_the_new_together() -> None:
     """Neither alone, and one version at a time."""
-    private, public = release.make_key()
+    private, public = artefact.make_key()
     new = Trust(2, 1, (public,))
 
     def signed(record: Trust, *privates: bytes) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def test_one_file_holds_a_release_and_says_when_it_is_damaged(tmp_path: Path) ->
     file = tmp_path / "r.release"
     tree = image(tmp_path, "1", os.urandom(100_000))
     made = artefact.build(tree, file, "argosy", "1", 1, 0, 0, 10)
-    private, public = release.make_key()
+    private, public = artefact.make_key()
     artefact.sign(file, private)
     read = artefact.Artefact(file)
     release.check_signatures(read.envelope, release.Trust(1, 1, (public,)))

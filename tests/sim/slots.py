@@ -9,7 +9,7 @@ from typing import Any
 
 from fleet import release
 from kernel.sim import SimMachine
-from runners import boot, slots
+from runners import artefact, boot, slots
 from runners.slots import Slots
 
 
@@ -51,7 +51,7 @@ class Publisher:
     def __init__(self, fleet: Any, folder: Path) -> None:
         self.fleet = fleet
         self.folder = folder
-        self.private, public = release.make_key()
+        self.private, public = artefact.make_key()
         record = release.Trust(1, 1, (public,)).record()
         self.trust = release.sign({"signed": record}, self.private)
         self.ports: dict[str, SimSlots] = {}
