@@ -120,7 +120,12 @@ def sign(file: str, key: str, as_json: bool) -> None:
     """Add a signature to a release."""
     private = _private(key)
     _artefact(file)
-    envelope = artefact.sign(Path(file), private)
+    try:
+        envelope = artefact.sign(Path(file), private)
+    except ReleaseError as error:
+        die(f"{error.code}: {error}", USAGE)
+    except OSError as error:
+        die(f"{file}: {error.strerror}", FAILED)
     signers = sorted(envelope["signatures"])
     print_json({"file": file, "signatures": signers}) if as_json else click.echo(f"{file}: signed by {', '.join(signers)}")
 

@@ -112,10 +112,13 @@ def sign(path: Path, private: bytes) -> dict[str, Any]:
 
 def _write(path: Path, envelope: dict[str, Any], manifest: bytes, rest: Any) -> None:
     temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        header = {"envelope": envelope, "manifest_bytes": len(manifest)}
-        file.write(_MAGIC + release.canonical(header) + b"\n" + manifest)
-        rest(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            header = {"envelope": envelope, "manifest_bytes": len(manifest)}
+            file.write(_MAGIC + release.canonical(header) + b"\n" + manifest)
+            rest(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from typing import Any
 
 from runners.sessions import ContainerSession
@@ -22,14 +21,15 @@ class Stream:
 
 
 class Engine:
-    """It answers after a while, and its command does not read."""
+    """It answers when it may, and its command does not read."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
-        self.seconds = seconds
+        self.asked, self.may_answer = threading.Event(), threading.Event()
 
     def enter(self, *_: Any) -> tuple[str, Stream]:
-        time.sleep(self.seconds)
+        self.asked.set()
+        assert self.may_answer.wait(10)
         return "id", Stream(self.ours)
 
     def entered(self, _: str) -> tuple[bool, int, int]:
@@ -45,6 +45,7 @@ def test_input_that_is_not_read_costs_one_timer() -> None:
 
     async def play() -> int:
         loop, engine = asyncio.new_event_loop(), Engine()
+        engine.may_answer.set()
         timers: list[Any] = []
         real = loop.call_later
         loop.call_later = lambda *words: timers.append(words) or real(*words)  # type: ignore[method-assign, func-returns-value]
@@ -74,10 +75,11 @@ def test_one_that_is_closed_before_the_engine_answers_is_expelled() -> None:
     expelled: list[str] = []
 
     async def play() -> None:
-        engine = Engine(0.3)
+        engine = Engine()
         session = ContainerSession(asyncio.get_running_loop(), engine, "c", ["cat"], {}, None, lambda: None, expelled.append)
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(engine.asked.wait, 10)
         session.close()
+        engine.may_answer.set()
         await asyncio.to_thread(wait_until, "its thread ends", lambda: not _threads(), 10)
         engine.theirs.close()
 

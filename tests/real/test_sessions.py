@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ..waiting import wait_until
-from .cluster import Cluster, alive, argosy_command, environment, port_offset, request
+from .cluster import Cluster, alive, argosy_command, environment, port_offset, processes_of, request
 
 FILE = """[Service]
 ExecStart=/bin/sleep 1000
@@ -121,7 +121,7 @@ def test_a_terminal(cluster: Cluster) -> None:
     screen.type("stty size; tty; echo $((6 * 7)).\r")
     screen.await_(r"\n24 80\r\n/dev/pts/\d+\r\n42\.")
     screen.type("sleep 500; echo after=$?\r")
-    time.sleep(0.5)  # until the shell waits for it; too early a Ctrl-C ends the line all the same
+    wait_until("the shell waits for it", lambda: any(process.command.strip() == "sleep 500" for process in processes_of(cluster.dir / "m3")))
     screen.type("\x03")
     screen.type("echo and on\r")
     screen.await_(r"[^o] and on\r")
