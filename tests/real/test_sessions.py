@@ -124,7 +124,7 @@ def test_a_terminal(cluster: Cluster) -> None:
     wait_until("the shell waits for it", lambda: any(process.command.strip() == "sleep 500" for process in processes_of(cluster.dir / "m3")))
     screen.type("\x03")
     screen.type("echo and on\r")
-    screen.await_(r"[^o] and on\r")
+    screen.await_(r"(\n|[^o] )and on\r")  # the echo of what was typed is "echo and on"
     screen.type("exit 5\r")
     assert screen.end() == 5
 
