@@ -59,7 +59,7 @@ def _play(stage: Stage, session: Session, folder: Path) -> None:
     try:
         stage.await_("six servers behind the balancers", lambda: len(client.served_by) == len(APIS), 30)
         _trust(folder)
-        session.ask("release.policy", policy={"commit_after": 2.0, "drain_limit": 60.0, "trial_limit": 30.0})
+        session.ask("release.policy", policy={"commit_after": 1.0, "drain_limit": 60.0, "trial_limit": 30.0})
         _new_version(stage, session, folder, client)
         _broken_version(stage, session, folder, client)
     finally:
@@ -139,7 +139,7 @@ def _new_version(stage: Stage, session: Session, folder: Path, client: Client) -
 
 def _broken_version(stage: Stage, session: Session, folder: Path, client: Client) -> None:
     _publish(folder, "0.3.0-broken", 2, broken=True)
-    session.ask("release.policy", policy={"trial_limit": 5.0})
+    session.ask("release.policy", policy={"trial_limit": 3.0})
     stage.say("version 0.3.0-broken, which fails its own check, is rolled out")
     session.ask("release.rollout", version="0.3.0-broken", plan={"canaries": 1, "waves": [100], "soak": 1.0, "failures_max": 1})
 

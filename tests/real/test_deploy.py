@@ -24,9 +24,9 @@ Port=http
 Announce=/services/api
 HealthCheck=http://:PORT/
 HealthInterval=200ms
-HealthStartPeriod=3s
+HealthStartPeriod=1s
 Replicas={replicas}
-Update=monitor 500ms, deadline 5s
+Update=monitor 300ms, deadline 3s
 """
 
 
