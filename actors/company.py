@@ -19,7 +19,10 @@ from kernel.system import System
 from transport.router import Router
 
 from . import verbs  # noqa: F401 - registers what operators may ask for
+from .agent import Agent
+from .agent_control import AgentControl
 from .control import Authority, Control
+from .desk import Desk
 from .lock_manager import LockManager
 from .machine import Identity, Machine
 from .raft_peer import PeerSettings, RaftPeer
@@ -44,6 +47,7 @@ class Company:
     scheduler: Ref | None = None
     timers: Ref | None = None
     rollouts: Ref | None = None
+    desk: Ref | None = None
     lock_manager: Ref | None = None
     updater: Ref | None = None
 
@@ -55,6 +59,30 @@ def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozense
     """
     config = Config(voters, info=tuple(sorted(members.items())))
     return snapshot.file_name(0), snapshot.dump(snapshot.Meta(0, 0, config), Store())
+
+
+def boot_agent(
+    identity: Identity, cluster: str, ports: Ports, dispatcher: Dispatcher, pool: Dispatcher,
+    authority: Authority | None, on_fatal: Callable[[BaseException], None], seeds: dict[str, str],
+) -> Company:  # fmt: skip
+    """Start the actors of a machine without a vote; ``seeds``: addresses of members of the brain, by id."""
+    system = System(identity.name, {"loop": dispatcher, "pool": pool}, on_fatal)
+    router = Router(system, ports.net, dispatcher, identity.id)
+    raft = system.spawn(Agent, identity.id, ports, router, seeds, name="raft", limit=LIMIT)
+    control = system.spawn(
+        AgentControl, identity.id, cluster, ports, raft, router, authority, identity.version, name="control", limit=LIMIT
+    )
+    company = Company(system, router, raft, control)
+    _spawn_machine(company, identity, ports)
+    return company
+
+
+def _spawn_machine(company: Company, identity: Identity, ports: Ports) -> None:
+    """The actors that every machine has, with a vote or without."""
+    system, raft = company.system, company.raft
+    company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
+    company.lock_manager = system.spawn(LockManager, identity.name, ports, raft, name="lock-manager", limit=LIMIT)
+    company.updater = system.spawn(Updater, identity, ports, raft, company.router, name="updater", limit=LIMIT)
 
 
 def boot_brain(
@@ -83,10 +111,9 @@ def boot(
         on_fatal, settings, raft_class,
     )  # fmt: skip
     system, raft = company.system, company.raft
-    company.machine = system.spawn(Machine, identity, ports, raft, name="machine", limit=LIMIT)
+    company.desk = system.spawn(Desk, raft, name="desk", limit=LIMIT)
+    _spawn_machine(company, identity, ports)
     company.scheduler = system.spawn(Scheduler, ports, raft, name="scheduler", limit=LIMIT)
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.rollouts = system.spawn(Rollouts, ports, raft, name="rollouts", limit=LIMIT)
-    company.lock_manager = system.spawn(LockManager, identity.name, ports, raft, name="lock-manager", limit=LIMIT)
-    company.updater = system.spawn(Updater, identity, ports, raft, company.router, name="updater", limit=LIMIT)
     return company

@@ -19,7 +19,7 @@ from kernel.actor import handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
 from transport.codec import wire
-from transport.router import FromClient, Router
+from transport.router import FromAgent, FromClient, Router
 
 from .brain_client import (
     ALIVE,
@@ -133,6 +133,13 @@ class Control(BrainActor):
             raise BadRequest("a client sends commands only")
         if message.client.startswith("guest") and command.verb not in ("authority", "join"):
             raise BadRequest(f"a client without a certificate may join, not {command.verb!r}")
+        return self._on_command(command)
+
+    @handles(FromAgent)
+    def _from_agent(self, message: FromAgent) -> Any:
+        command = message.message
+        if not isinstance(command, Command) or command.verb != "host.chunks":
+            raise BadRequest("an agent asks another machine for pieces of releases only")
         return self._on_command(command)
 
     @handles(Command)
@@ -327,26 +334,11 @@ class Control(BrainActor):
                 promise.fail(error)
                 return
             if isinstance(value, Promise):
-                value.bind(Chain(promise))
+                value.chain(promise)
             else:
                 promise.reply(value)
             return
         self.relay(ref, command, promise, timeout)
-
-
-class Chain:
-    """Hands one promise's outcome to another."""
-
-    def __init__(self, promise: Promise) -> None:
-        self._promise = promise
-
-    def set(self, value: Any) -> None:
-        """Answered."""
-        self._promise.reply(value)
-
-    def set_exception(self, exc_info: Any) -> None:
-        """Refused."""
-        self._promise.fail(exc_info[1])
 
 
 class Then:

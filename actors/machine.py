@@ -14,13 +14,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from brain.store import Item, Store, prefix_end
+from brain.store import Item, prefix_end
 from kernel.actor import ActorStop, Ref, handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
 
 from .brain_client import ALIVE, MACHINES, PLACES, SECRETS, STATES, BrainActor, is_refusal, to_json
-from .raft_messages import KeepAlive, Query, Range
+from .raft_messages import KeepAlive, Range
 from .unit_manager import UnitManager
 from .unit_messages import Assign, Gone, Here, LeaseState, MayStart, Placement, ReadSecrets, Report, Started
 
@@ -277,25 +277,30 @@ class Machine(BrainActor):
             return
         self._swept = True
 
-        def listed(answer: Any, error: BaseException | None) -> None:
+        def failed() -> None:
+            self._swept = False
+
+        def have_places(answer: Any, error: BaseException | None) -> None:
             if error is not None:
-                self._swept = False
+                failed()
                 return
-            placed = {key[len(self._prefix) :].decode() for key, _ in answer[1][0]}
+            then = Range(self._states_prefix, prefix_end(self._states_prefix), linearizable=True)
+            self.ask_then(self.raft_ref, then, 6.0, lambda states, trouble: listed(answer[1], states, trouble))
+
+        def listed(places: Any, answer: Any, error: BaseException | None) -> None:
+            if error is not None:
+                failed()
+                return
+            placed = {key[len(self._prefix) :].decode() for key, _ in places} | set(self._placements)
             containers = self._ports.containers
             for unit in self._ports.processes.existing() + (containers.existing() if containers else []):
                 if unit not in placed and unit not in self.units:
                     logger.info("unit %s is not placed here: ending it", unit)
                     self._supervise(unit)
-            for key, item in answer[1][1]:
+            for key, item in answer[1]:
                 self._recall(key, item)
 
-        ranges = (self._prefix, self._states_prefix)
-
-        def read(store: Store) -> Any:
-            return store.revision, [store.range(low, prefix_end(low)) for low in ranges]
-
-        self.ask_then(self.raft_ref, Query(read, linearizable=True), 6.0, listed)
+        self.ask_then(self.raft_ref, Range(self._prefix, prefix_end(self._prefix), linearizable=True), 6.0, have_places)
 
     def _sweep_containers(self) -> None:
         """From time to time: containers that are no unit's here are removed."""
@@ -319,18 +324,26 @@ class Machine(BrainActor):
     @handles(ReadSecrets)
     def _on_read_secrets(self, message: ReadSecrets) -> Any:
         promise = Promise()
+        found: dict[str, bytes] = {}
+        left = list(message.names)
 
-        def read(store: Store) -> Any:
-            found = {name: store.live.get(SECRETS + name.encode()) for name in message.names}
-            return {name: item.value for name, item in found.items() if item is not None}
-
-        def have(found: Any, error: BaseException | None) -> None:
-            if error is not None:
-                promise.fail(error)
-            else:
+        def next_one() -> None:
+            if not left:
                 promise.reply(found)
+                return
+            name = left.pop()
 
-        self.ask_then(self.raft_ref, Query(read, linearizable=True), 6.0, have)
+            def have(answer: Any, error: BaseException | None) -> None:
+                if error is not None:
+                    promise.fail(error)
+                    return
+                for _, item in answer[1]:
+                    found[name] = item.value
+                next_one()
+
+            self.ask_then(self.raft_ref, Range(SECRETS + name.encode(), linearizable=True), 6.0, have)
+
+        next_one()
         return promise
 
     @handles(MayStart)

@@ -27,7 +27,7 @@ class RemovedError(Exception):
 
     def __init__(self, machine: str, index: int) -> None:
         super().__init__(
-            f"this machine ({machine}) was removed from the cluster (entry {index} of the log); to use it "
+            f"this machine ({machine}) was removed from the cluster{f' (entry {index} of the log)' if index else ''}; to use it "
             "again, empty its data directory and join it with a token"
         )
         self.index = index

@@ -20,13 +20,15 @@ from typing import Any
 
 import uvloop
 
-from actors.company import Company, boot, boot_brain, founding_snapshot
+from actors.company import Company, boot, boot_agent, boot_brain, founding_snapshot
 from actors.control import Authority, Command
 from actors.machine import Identity
 from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadership
 from actors.raft_peer import PeerSettings
 from gateway import observe
+from gateway.agent_door import AgentDoor
 from gateway.door import Gateway
+from gateway.relay import Relay
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
 from metrics.exporter import Exporter
@@ -39,6 +41,7 @@ from runners.slots import Slots
 from runners.slots_port import SlotsPort
 from transport import tls
 from transport.client import Client, Credentials, UnreachableError
+from transport.handshake import AGENT, MACHINE
 from transport.router import RemoteError
 from transport.tcp import TcpNet
 
@@ -49,6 +52,8 @@ logger = logging.getLogger("argosy.host")
 VERSION = os.environ.get("ARGOSY_RELEASE") or "0.1.0"
 #: Seconds between attempts to tell the others this host's addresses.
 INTRODUCE_S = 0.1
+#: Seconds between two looks of a machine without a vote at who has one.
+VOTERS_S = 30.0
 
 
 class HostError(Exception):
@@ -64,12 +69,13 @@ class Membership:
     secure: bool
     wants_vote: bool = False
     seeds: dict[str, str] = field(default_factory=dict)  # members known when it joined
+    role: str = "voter"
 
     def save(self, folder: Path) -> None:
         """Keep it."""
         record = {
             "machine": self.machine, "cluster": self.cluster, "secure": self.secure,
-            "wants_vote": self.wants_vote, "seeds": self.seeds,
+            "wants_vote": self.wants_vote, "seeds": self.seeds, "role": self.role,
         }  # fmt: skip
         tls.write_private(folder / "host.json", json.dumps(record).encode())
 
@@ -205,7 +211,7 @@ def join_cluster(config: HostConfig, folder: Path) -> Membership:
         welcome = guest.ask(
             Command("join", {
                 "token": f"{ident}.{secret}", "name": config.name, "machine": machine,
-                "address": config.transport, "request": request,
+                "address": config.transport, "request": request, "role": config.role,
                 "url": f"http://{config.client[0]}" if config.client else "",
             }), 20,
         )  # fmt: skip
@@ -213,8 +219,8 @@ def join_cluster(config: HostConfig, folder: Path) -> Membership:
     except (UnreachableError, RemoteError) as error:
         raise HostError(f"--join: {error}") from None
     tls.save(identity_dir, tls.Identity(authority, welcome["certificate"], key))
-    votes = config.role == "voter" and welcome["role"] == "voter"
-    membership = Membership(machine, welcome["cluster"], True, votes, welcome["members"])
+    role = welcome["role"]
+    membership = Membership(machine, welcome["cluster"], True, role == "voter", welcome["members"], role)
     membership.save(folder)
     return membership
 
@@ -232,6 +238,11 @@ def authority_of(folder: Path) -> Authority | None:
         return Authority(certificate, None)
     key = key_path.read_bytes()
     return Authority(certificate, lambda request, name, role: tls.sign(certificate, key, request, name, role))
+
+
+def _server_of(gateway: Any) -> Any:
+    """What answers at the door now; its actor may live again."""
+    return gateway._mailbox.actor.server  # noqa: SLF001 - of the same thread
 
 
 class Host:
@@ -277,6 +288,7 @@ class Host:
             self.loop, membership.cluster, membership.machine, rng.token(), rng.below,
             tls.server_context(identity_dir) if secure else None,
             tls.client_context(identity_dir) if secure else None,
+            AGENT if membership.role == AGENT else MACHINE,
         )  # fmt: skip
         host, port = resolve(config.transport)
         try:
@@ -323,10 +335,14 @@ class Host:
         identity = Identity(
             membership.machine, config.name, config.transport,
             f"http://{doors[0][0]}:{doors[0][1]}" if doors else "",
-            config.advertise or resolve(config.transport)[0], dict(config.metadata), config.role, VERSION,
+            config.advertise or resolve(config.transport)[0], dict(config.metadata), membership.role, VERSION,
             _container_endpoint(config, doors), float(len(os.sched_getaffinity(0))),
             os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.environ.get("ARGOSY_SLOT", "") if self.slots else "",
         )  # fmt: skip
+        if membership.role == AGENT:
+            return boot_agent(
+                identity, membership.cluster, ports, dispatcher, pool, authority, self._end, membership.seeds
+            )
         return boot(
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings
         )
@@ -335,7 +351,7 @@ class Host:
         company, net = self.company, self.net
         sources = [observe.actor_families, observe.raft_families, observe.door_families]
         if not self._brain_only:
-            sources += [observe.fleet_families, observe.lock_families]
+            sources += [observe.fleet_families, observe.lock_families, observe.agent_families]
         exporter = Exporter(
             *(lambda source=source: source(company) for source in sources),  # type: ignore[misc]
             lambda: observe.transport_families(company, net),
@@ -352,10 +368,15 @@ class Host:
             else:
                 opened.set_result(None)
 
-        company.system.spawn(
+        if self.membership.role == AGENT:
+            company.system.spawn(AgentDoor, self.loop, doors, company.raft, company.router, exporter, on_open, name="gateway")
+            await opened
+            return
+        gateway = company.system.spawn(
             Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
             None if self._brain_only else company.control, name="gateway",
         )  # fmt: skip
+        company.system.spawn(Relay, lambda: _server_of(gateway), name="relay")
         await opened
 
     async def _introduce(self) -> None:
@@ -363,6 +384,9 @@ class Host:
 
         A joined voter is a learner until it has caught up.
         """
+        if self.membership.role == AGENT:
+            await self._follow_voters()
+            return
         machine = self.membership.machine
         mine = (self.config.name, self.config.transport, self._urls)
         while True:
@@ -380,6 +404,14 @@ class Host:
             elif known is not None:
                 return
             await asyncio.sleep(INTRODUCE_S)
+
+    async def _follow_voters(self) -> None:
+        """A machine without a vote keeps where the voters are: when it is started again they may be others."""
+        while True:
+            status, error = await self._ask_raft(Status())
+            if error is None:
+                self._remember({m: fields for m, fields in status["info"].items() if m in status["voters"]})
+            await asyncio.sleep(VOTERS_S if error is None else INTRODUCE_S)
 
     def _remember(self, info: dict[str, Any]) -> None:
         """Keep where the others are, for a day on which this host's own state cannot be read."""

@@ -40,46 +40,28 @@ CORS = {
     "Access-Control-Allow-Methods": "POST, GET, OPTIONS, PUT, DELETE",
     "Access-Control-Allow-Origin": "*",
 }
-_STREAMS = frozenset(version + path for version in ("/v3", "/v3beta") for path in STREAMS)
+#: Requests whose bodies stay open.
+STREAMED = frozenset(version + path for version in ("/v3", "/v3beta") for path in STREAMS)
 _ADMIN = ("/v2/machines", "/v2/members", "/v2/stats", "/v2/auth")
 
 
-class Gateway(Actor):
-    """See the module docstring."""
+class Doors(Actor):
+    """The listening sockets of a host's HTTP door; what answers is the subclass's."""
 
-    cors = CORS
-    v3_headers = {**CORS, "Grpc-Metadata-Content-Type": "application/grpc"}
-    etcd_version = ETCD_VERSION["etcdserver"]
-    hash_password = staticmethod(hash_password)
+    server: HttpServer
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], cluster: str, secure: bool,
-        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None], control: Any = None,
+        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]],
+        on_open: Callable[[BaseException | None], None],
     ) -> None:  # fmt: skip
-        """``control``: whom operators ask; None where only the brain runs, which has no doors of the fleet."""
         super().__init__()
-        self.control = control
         self._loop = loop
         self._addresses = addresses
-        self._raft = raft_ref
-        self._exporter = exporter
         self._on_open = on_open
         self._task: Any = None
-        self._threads = ThreadPoolExecutor(PASSWORD_THREADS, "passwords")
-        self.cluster_id = cluster[:16]
-        fixed = {**CORS, "Content-Type": "application/json", "X-Etcd-Cluster-Id": self.cluster_id}
-        self._keys_head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
-        self.secure = secure
-        self.started_ms = int(time.time() * 1000)
-        self.server = HttpServer(self._dispatch, _STREAMS)
-        self.feeds: set[Feed] = set()
-        self.access = Access(lambda: self.store().live.get(auth.KEY), self._elsewhere, time.time)
-        self.requests: dict[str, int] = {}
-        self.operations = {name: [0, 0] for name in COUNTERS}  # [done, refused]
 
     def on_start(self) -> None:
         """Open the doors."""
-        self.system.subscribe(BrainUp, self.actor_ref)
         self._task = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -99,11 +81,50 @@ class Gateway(Actor):
         """Close the doors."""
         self.server.close()
         self._task.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def on_failure(self, *_: Any) -> None:
         """The next life opens them again."""
         self.on_stop()
+
+
+class Gateway(Doors):
+    """See the module docstring."""
+
+    cors = CORS
+    v3_headers = {**CORS, "Grpc-Metadata-Content-Type": "application/grpc"}
+    etcd_version = ETCD_VERSION["etcdserver"]
+    hash_password = staticmethod(hash_password)
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], cluster: str, secure: bool,
+        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None], control: Any = None,
+    ) -> None:  # fmt: skip
+        """``control``: whom operators ask; None where only the brain runs, which has no doors of the fleet."""
+        super().__init__(loop, addresses, on_open)
+        self.control = control
+        self._raft = raft_ref
+        self._exporter = exporter
+        self._threads = ThreadPoolExecutor(PASSWORD_THREADS, "passwords")
+        self.cluster_id = cluster[:16]
+        fixed = {**CORS, "Content-Type": "application/json", "X-Etcd-Cluster-Id": self.cluster_id}
+        self._keys_head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
+        self.secure = secure
+        self.started_ms = int(time.time() * 1000)
+        self.server = HttpServer(self._dispatch, STREAMED)
+        self.feeds: set[Feed] = set()
+        self.access = Access(lambda: self.store().live.get(auth.KEY), self._elsewhere, time.time)
+        self.requests: dict[str, int] = {}
+        self.operations = {name: [0, 0] for name in COUNTERS}  # [done, refused]
+
+    def on_start(self) -> None:
+        """Open the doors."""
+        super().on_start()
+        self.system.subscribe(BrainUp, self.actor_ref)
+
+    def on_stop(self) -> None:
+        """Close the doors."""
+        super().on_stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @handles(BrainUp)
     def _on_brain_up(self, _: BrainUp) -> None:

@@ -133,6 +133,34 @@ class Request:
             return False
         return self._connection.write(self, b"%x\r\n%b\r\n" % (len(data), data))
 
+    def take_over(
+        self, method: str, path: str, query: str, headers: dict[bytes, bytes], body: bytes, is_open: bool, keep_alive: bool
+    ) -> None:  # fmt: skip
+        """Become a request that was received elsewhere."""
+        self.method, self.path, self.query, self._headers = method, path, query, headers
+        self.keep_alive, self.open = keep_alive, is_open
+        self.body, self.unread = (b"", bytearray(body)) if is_open else (body, None)
+
+    def all_headers(self) -> dict[bytes, bytes]:
+        """The headers, by their names in lower case."""
+        return self._headers
+
+    def pass_on(self, data: bytes, is_all: bool) -> None:
+        """Send bytes of an answer that was rendered elsewhere, head and all."""
+        if self._answered:
+            return
+        self._chunked = True
+        if is_all:
+            self._answered = True
+            self._connection.finish(self, data)
+        else:
+            self._connection.write(self, data)
+
+    def give_up(self) -> None:
+        """The rest of the answer will not come: the connection is closed, so that the client sees it."""
+        self.keep_alive = False
+        self.pass_on(b"", True)
+
     def hold(self, waits: bool) -> None:
         """Take no more of an open body for now, or go on with what came meanwhile."""
         waits = waits and not self._answered

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from actors.agent import Agent
 from actors.company import Company
 from actors.unit_manager import UnitManager
 from brain.raft import Role
@@ -221,12 +222,26 @@ def door_families(company: Company) -> Iterable[Family]:
     yield Family("counter", "argosy_http_cut_off", "Readers of a stream that were too slow.").add(
         door.server.cut_off
     )
-    yield Family("gauge", "argosy_http_watches", "Watches of clients.").add(len(door.feeds))
+    yield Family("gauge", "argosy_http_watches", "Watches of clients.").add(len(getattr(door, "feeds", ())))
+
+
+def agent_families(company: Company) -> Iterable[Family]:
+    """A machine without a vote, and a voter's desk for such machines."""
+    agent: Any = company.raft._mailbox.actor  # noqa: SLF001 - read only, at scrape
+    if isinstance(agent, Agent):
+        yield Family("gauge", "argosy_agent_voters", "Voters that this machine knows.").add(len(agent.voters))
+        yield Family("counter", "argosy_agent_failovers", "How often another voter was asked.").add(agent.failovers)
+    desk: Any = company.desk._mailbox.actor if company.desk is not None else None  # noqa: SLF001
+    if desk is not None:
+        asked = Family("counter", "argosy_desk_requests", "Requests of machines without a vote.", ("kind",))
+        for kind, count in sorted(desk.asked.items()):
+            asked.add(count, kind)
+        yield asked
 
 
 def fleet_families(company: Company) -> Iterable[Family]:
     """Units of this machine, and the scheduler's work."""
-    assert company.machine is not None and company.scheduler is not None
+    assert company.machine is not None
     machine: Any = company.machine._mailbox.actor  # noqa: SLF001
     yield Family("gauge", "argosy_machine_lease_held", "1 while this machine holds its lease.").add(
         float(machine.lease_held)
@@ -240,7 +255,13 @@ def fleet_families(company: Company) -> Iterable[Family]:
         units.add(by_sub[sub], sub)
     yield units
     yield from _unit_families(company)
-    scheduler: Any = company.scheduler._mailbox.actor  # noqa: SLF001
+    if company.scheduler is not None:
+        yield from _scheduler_families(company.scheduler)
+
+
+def _scheduler_families(ref: Any) -> Iterable[Family]:
+    """The scheduler's work."""
+    scheduler: Any = ref._mailbox.actor  # noqa: SLF001
     yield Family("gauge", "argosy_scheduler_active", "1 on the host that schedules.").add(
         float(scheduler.active)
     )

@@ -82,6 +82,10 @@ class Promise:
             self._outcome = (None, error)
             self._settle()
 
+    def chain(self, other: Promise) -> None:
+        """Hand this one's outcome to another."""
+        self.bind(_Chain(other))
+
     def _settle(self) -> None:
         future = self._envelope_future
         if future is None or self._outcome is None:
@@ -94,6 +98,21 @@ class Promise:
             future.set(value)
         else:
             future.set_exception((type(error), error, error.__traceback__))
+
+
+class _Chain:
+    """What a promise settles that stands for another one."""
+
+    __slots__ = ("_promise",)
+
+    def __init__(self, promise: Promise) -> None:
+        self._promise = promise
+
+    def set(self, value: Any) -> None:
+        self._promise.reply(value)
+
+    def set_exception(self, exc_info: Any) -> None:
+        self._promise.fail(exc_info[1])
 
 
 def _is_stop(item: Any) -> bool:

@@ -209,7 +209,7 @@ class World:
             if machine.paused:
                 machine.held.append(lambda: self._arrive(source, target, frame))
             else:
-                machine.net.on_frame(source, frame)
+                machine.net.on_frame(self.machines[source].sender if source in self.machines else source, frame)
 
 
 class SimMachine:
@@ -218,6 +218,7 @@ class SimMachine:
     def __init__(self, world: World, name: str, boot: Callable[[SimMachine], Any]) -> None:
         self.world = world
         self.name = name
+        self.sender = name  # how others see who sent a frame
         self._boot = boot
         self.alive = False
         self.paused = False

@@ -139,12 +139,14 @@ def test_no_file_is_unused() -> None:
 
 def test_message_numbers_are_unique_and_stable() -> None:
     """What crosses hosts has a number that is never given to another type."""
-    import actors.company  # noqa: F401 - registers everything
+    import gateway.relay  # noqa: F401 - these two register everything
     from transport.codec import _by_number
 
     known = {10: "Message", 20: "KeepAlive", 21: "Forward", 22: "ReadIndex", 23: "SnapshotChunk",
              24: "ForwardedChange", 25: "TimeToLive", 26: "StateHash",
-             27: "Quarantine", 28: "StillMember", 30: "Command"}  # fmt: skip
+             27: "Quarantine", 28: "StillMember", 30: "Command",
+             40: "AgentPropose", 41: "AgentRange", 42: "AgentFollow", 43: "AgentStatus",
+             45: "RelayOpen", 46: "RelayMore", 47: "RelayBody", 48: "RelayClose"}  # fmt: skip
     assert {number: kind.cls.__name__ for number, kind in _by_number.items()} == known
 
 

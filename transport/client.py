@@ -49,6 +49,7 @@ class Client:
         role = GUEST if guest else CLIENT
         self._hello = Hello("", "", "", role, 0) if machine is None else Hello(*machine, "", MACHINE, 0)
         self._guest = guest
+        self._sent_on = False
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
         self._frames: list[bytes] = []
@@ -77,6 +78,11 @@ class Client:
         value = unpack(reply[3])
         if reply[2]:
             return value
+        if value[0] == "ask_voter" and not self._sent_on:
+            self._sent_on = True  # once: whom it names has a vote
+            self.close()
+            self._endpoints = [part.strip() for part in str(value[1]).rpartition(": ")[2].split(",")]
+            return self.ask(message, max(0.1, deadline - time.monotonic()), path)
         raise RemoteError(str(value[0]), str(value[1]))
 
     def _connect(self, deadline: float) -> None:

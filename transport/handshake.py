@@ -19,7 +19,8 @@ HANDSHAKE_S_MAX = 5.0
 #: Largest handshake frame, in bytes.
 HELLO_BYTES_MAX = 4096
 
-MACHINE, CLIENT, GUEST = "machine", "client", "guest"
+#: A machine of the brain, one without a vote, an operator, and who wants to join.
+MACHINE, AGENT, CLIENT, GUEST = "machine", "agent", "client", "guest"
 
 
 class HandshakeError(FrameError):
@@ -101,7 +102,7 @@ class Handshake:
             raise HandshakeError(
                 f"the peer speaks protocol {low} to {high}, this host {PROTOCOL_MIN} to {PROTOCOL_MAX}"
             )
-        if role not in (MACHINE, CLIENT, GUEST):
+        if role not in (MACHINE, AGENT, CLIENT, GUEST):
             raise HandshakeError(f"no peer has the role {role!r}")
         if role == GUEST:
             if not self._may_guest:
@@ -110,7 +111,7 @@ class Handshake:
             raise HandshakeError(f"the peer belongs to cluster {cluster}, this host to {self._cluster}")
         if self._identity is not None and role != GUEST:
             name, allowed = self._identity
-            if role != allowed or (role == MACHINE and name != machine):
+            if role != allowed or (role in (MACHINE, AGENT) and name != machine):
                 raise HandshakeError(
                     f"the certificate is for {allowed} {name}, the peer says {role} {machine}"
                 )

@@ -22,10 +22,13 @@ from kernel.system import System
 
 from .codec import FrameError, decode, encode, pack, unpack
 from .frames import FRAME_BYTES_MAX
-from .handshake import GUEST
+from .handshake import AGENT, GUEST
 
 _TELL, _ASK, _REPLY = 0, 1, 2
 CONTROL, BULK = 0, 1
+_AGENT = AGENT + "-"
+#: What agents speak to: the desk, the HTTP door's relay, and those who have pieces of a release.
+AGENTS_REACH = frozenset({"desk", "relay", "control"})
 #: Asks one host may have under way.
 ASKS_MAX = 100_000
 #: Seconds an ask waits when its sender named no deadline.
@@ -156,46 +159,44 @@ class Router:
     def receive(self, sender: str, frame: bytes) -> None:
         """One frame of a machine or client; raises :class:`FrameError` if it is illegal."""
         try:
+            is_agent, sender = sender.startswith(_AGENT), sender.removeprefix(_AGENT)
             parts = decode(frame)
             if type(parts) is not list or not parts:
                 raise FrameError("a frame is an array")
             if parts[0] == _REPLY and len(parts) == 4:
                 self._on_reply(sender, *parts[1:])
             elif parts[0] == _TELL and len(parts) == 3:
-                self._on_tell(sender, parts[1], unpack(parts[2]))
+                self._on_tell(sender, parts[1], unpack(parts[2]), is_agent)
             elif parts[0] == _ASK and len(parts) == 5:
-                self._on_ask(sender, parts[1], unpack(parts[2]), parts[3], parts[4])
+                self._on_ask(sender, parts[1], unpack(parts[2]), parts[3], parts[4], is_agent)
             else:
                 raise FrameError(f"no frame has the form [{parts[0]!r}, ...] of {len(parts)}")
         except FrameError:
             self.bad_frames += 1
             raise
 
-    def _target(self, sender: str, path: Any) -> Any:
+    def _target(self, sender: str, path: Any, is_agent: bool) -> Any:
         if type(path) is not str:
             raise FrameError("the target of a frame is a text")
-        if not self.may_reach(sender, path):
+        if (is_agent and path not in AGENTS_REACH) or not self.may_reach(sender, path):
             return None
         return self._system.find(path)
 
-    def _on_tell(self, sender: str, path: Any, message: Any) -> None:
-        ref = self._target(sender, path)
-        if sender.startswith((GUEST, "client")):
-            message = FromClient(sender, message)
+    def _on_tell(self, sender: str, path: Any, message: Any, is_agent: bool) -> None:
+        ref = self._target(sender, path, is_agent)
+        message = _enveloped(sender, message, is_agent)
         if ref is None or not ref.offer(message):
             self.dead_letters += 1
 
-    def _on_ask(self, sender: str, path: Any, message: Any, number: Any, deadline_ms: Any) -> None:
+    def _on_ask(self, sender: str, path: Any, message: Any, number: Any, deadline_ms: Any, is_agent: bool) -> None:
         if type(number) is not int or type(deadline_ms) is not int:
             raise FrameError("an ask carries its number and its deadline in ms")
-        ref = self._target(sender, path)
+        ref = self._target(sender, path, is_agent)
         if ref is None:
             self.dead_letters += 1
             self._reply_error(sender, number, "not_found", f"no actor {path} on {self._system.name}")
             return
-        if sender.startswith((GUEST, "client")):
-            message = FromClient(sender, message)
-        future = ref.ask(message, block=False)
+        future = ref.ask(_enveloped(sender, message, is_agent), block=False)
         future.on_done(lambda f: self._reply(sender, number, f))
 
     def _reply(self, sender: str, number: int, future: Future[Any]) -> None:
@@ -241,6 +242,29 @@ class FromClient:
     def __init__(self, client: str, message: Any) -> None:
         self.client = client
         self.message = message
+
+
+class FromAgent:
+    """A request of a machine without a vote, with which one that is: its certificate says so."""
+
+    __slots__ = ("agent", "message")
+
+    def __init__(self, agent: str, message: Any) -> None:
+        self.agent = agent
+        self.message = message
+
+
+def agent_sender(machine: str) -> str:
+    """How the net port names an agent as the sender of a frame."""
+    return _AGENT + machine
+
+
+def _enveloped(sender: str, message: Any, is_agent: bool) -> Any:
+    if is_agent:
+        return FromAgent(sender, message)
+    if sender.startswith((GUEST, "client")):
+        return FromClient(sender, message)
+    return message
 
 
 def _clients_reach_control(sender: str, path: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from .codec import FrameError
 from .frames import FrameReader, frame
 from .handshake import (
+    AGENT,
     CLIENT,
     GUEST,
     HANDSHAKE_S_MAX,
@@ -25,6 +26,7 @@ from .handshake import (
     HandshakeError,
     Hello,
 )
+from .router import agent_sender
 from .tls import identity_of
 
 logger = logging.getLogger("argosy.transport")
@@ -35,7 +37,7 @@ LANES = (CONTROL, BULK)
 #: Bytes that may wait on one link; beyond it frames are dropped and counted.
 SEND_QUEUE_BYTES_MAX = 32 * 1024 * 1024
 #: Links that others may open to this host.
-INBOUND_LINKS_MAX = 4096
+INBOUND_LINKS_MAX = 16_384
 #: Characters kept of why a link was refused: some of them are the peer's.
 REASON_CHARS_MAX = 300
 #: Seconds between attempts to open a link: doubling from the first to the last, with jitter.
@@ -246,12 +248,14 @@ class TcpNet:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, cluster: str, machine: str, incarnation: str,
         draw: Callable[[int], int], server_tls: ssl.SSLContext | None = None,
-        client_tls: ssl.SSLContext | None = None,
+        client_tls: ssl.SSLContext | None = None, role: str = MACHINE,
     ) -> None:  # fmt: skip
+        """``role``: what this host says it is; its certificate must say the same."""
         self.loop = loop
         self.cluster = cluster
         self.machine = machine
         self.incarnation = incarnation
+        self.role = role
         self.draw = draw
         self.server_tls = server_tls
         self.client_tls = client_tls
@@ -317,7 +321,7 @@ class TcpNet:
 
     def hello(self, lane: int) -> Hello:
         """What this host says first on a link."""
-        return Hello(self.cluster, self.machine, self.incarnation, MACHINE, lane)
+        return Hello(self.cluster, self.machine, self.incarnation, self.role, lane)
 
     def greeted(self, link: _Link) -> None:
         """A handshake is complete."""
@@ -335,7 +339,7 @@ class TcpNet:
         if len(self._inbound) >= INBOUND_LINKS_MAX:
             raise HandshakeError(f"inbound_links_max: {INBOUND_LINKS_MAX} links are open already")
         self._inbound.add(link)
-        if link.peer.role == MACHINE:
+        if link.peer.role in (MACHINE, AGENT):
             link.name = link.peer.machine
             link.lane = link.peer.lane
             self._callers[link.name, link.lane] = link
@@ -350,7 +354,9 @@ class TcpNet:
 
     def received(self, link: _Link, payload: bytes) -> None:
         """A frame after the handshake."""
-        self._on_frame(link.name or link.outgoing_to or "", payload)
+        sender = link.name or link.outgoing_to or ""
+        is_agent = link.peer is not None and link.peer.role == AGENT
+        self._on_frame(agent_sender(sender) if is_agent else sender, payload)
 
     def refuse(self, link: _Link, why: str) -> None:
         """Close a link that broke a rule; say so once per reason."""

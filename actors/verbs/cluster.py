@@ -11,7 +11,7 @@ from brain.store import Store
 from kernel.mailbox import Promise
 from transport.tls import fingerprint
 
-from ..brain_client import TOKENS
+from ..brain_client import AGENTS, TOKENS
 from ..control import BadRequest, Command, Control, verb
 from ..raft_messages import ChangeConfig, Query, Save, Status, TransferLeadership
 
@@ -156,8 +156,8 @@ def _join(control: Control, args: dict[str, Any]) -> Promise:
             promise.fail(BadRequest("--token: unknown, used up or expired"))
             return
         assert authority is not None and authority.sign is not None
-        certificate = authority.sign(request, machine, "machine")
-        change = ChangeConfig("add_learner", machine, (name, address, url))
+        is_agent = record["role"] == "agent" or args.get("role") == "agent"
+        certificate = authority.sign(request, machine, "agent" if is_agent else "machine")
 
         def added(_: Any, trouble: BaseException | None) -> None:
             if trouble is not None:
@@ -170,15 +170,21 @@ def _join(control: Control, args: dict[str, Any]) -> Promise:
             if trouble is not None:
                 promise.fail(trouble)
                 return
-            members = {m: address for m, (_, address, _) in status["info"].items() if m != machine}
+            members = {m: address for m, (_, address, _) in status["info"].items()
+                       if m != machine and (not is_agent or m in status["voters"])}  # fmt: skip
             promise.reply(
                 {
-                    "certificate": certificate, "cluster": control.cluster, "role": record["role"],
+                    "certificate": certificate, "cluster": control.cluster,
+                    "role": "agent" if is_agent else record["role"],
                     "members": members,
                 }
             )  # fmt: skip
 
-        control.ask_then(control.raft_ref, change, 6.0, added)
+        if is_agent:
+            known = json.dumps({"name": name, "address": address}).encode()
+            control.propose(["put", AGENTS + machine.encode(), known], added)
+        else:
+            control.ask_then(control.raft_ref, ChangeConfig("add_learner", machine, (name, address, url)), 6.0, added)
 
     control.ask_then(control.raft_ref, Query(read, True), 6.0, checked)
     return promise

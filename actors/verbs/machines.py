@@ -10,7 +10,7 @@ from brain.store import Store, prefix_end
 from fleet import placement
 from kernel.mailbox import Promise
 
-from ..brain_client import ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES, to_json
+from ..brain_client import AGENTS, ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES, to_json
 from ..control import BadRequest, Control, Failed, verb
 from ..picture import machine_and_unit, metadata, orders
 from ..raft_messages import ChangeConfig, Query, Range, Status
@@ -44,7 +44,7 @@ def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[
     return {
         "id": machine, "name": about["name"], "address": about["address"],
         "metadata": metadata(about, order), "state": state_of(control, machine),
-        "voter": machine in voters, "units": count, "version": about["version"],
+        "voter": machine in voters, "role": about.get("role", "voter"), "units": count, "version": about["version"],
         "slot": about.get("slot", ""),
         "last_seen_s": 0.0 if alive is not None else None, "endpoint": about["endpoint"],
     }  # fmt: skip
@@ -86,10 +86,13 @@ def _machine_remove(control: Control, args: dict[str, Any]) -> Promise:
             return
         for key, _ in groups[1]:  # it holds no lock any more, and waits for none
             control.propose(["lock", key[len(LOCKS) :].decode(), "forget", {"machine": control.machine_name(machine)}])
-        keys = (MACHINES + machine.encode(), ORDERS + machine.encode())
+        keys = (MACHINES + machine.encode(), ORDERS + machine.encode(), AGENTS + machine.encode())
         control.commit(["txn", [], [["delete", key] for key in keys], []], promise, lambda _: promise.reply(True))
 
-    control.ask_then(control.raft_ref, ChangeConfig("remove", machine), 6.0, removed)
+    if control.machines()[machine]["role"] == "agent":
+        removed(True, None)
+    else:
+        control.ask_then(control.raft_ref, ChangeConfig("remove", machine), 6.0, removed)
     return promise
 
 

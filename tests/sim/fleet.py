@@ -10,14 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.company import Company, boot, founding_snapshot
+from actors.brain_client import AGENTS, to_json
+from actors.company import Company, boot, boot_agent, founding_snapshot
 from actors.control import Command
 from actors.machine import LEASE_S, Identity
+from actors.raft_messages import Propose
 from actors.raft_peer import PeerSettings
 from brain.raft import Settings
 from kernel.ports import Ports
 from kernel.sim import Faults, SimDispatcher, SimMachine, World
 from runners.simulated import Books, SimProcesses, Workloads
+from transport.router import agent_sender
 
 UNIT = """[Service]
 ExecStart=/bin/serve
@@ -55,8 +58,10 @@ class Outcome:
 class Fleet:
     """``size`` machines with all their actors and ``units`` simulated workloads."""
 
-    def __init__(self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None) -> None:
-        """``about``: fields of the identity of machines, by name."""
+    def __init__(
+        self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None, agents: int = 0
+    ) -> None:  # fmt: skip
+        """``about``: fields of the identity of machines, by name; ``agents``: machines without a vote besides."""
         #: makes the slots of a machine, and says which version its next start is of
         self.slots_of: Callable[[SimMachine], Any] | None = None
         self._about = about or {}
@@ -64,31 +69,59 @@ class Fleet:
         self.world = world
         self.books = Books(world)
         self.members = {f"m{n}": (f"m{n}", f"m{n}", "") for n in range(1, size + 1)}
+        self.agents = [f"a{n}" for n in range(1, agents + 1)]
         self.machines: list[SimMachine] = []
         self.wanted: set[str] = set()
-        for name in self.members:
-            machine = SimMachine(world, name, self._boot)
+        for name in (*self.members, *self.agents):
+            is_agent = name in self.agents
+            machine = SimMachine(world, name, self._boot_agent if is_agent else self._boot)
+            machine.sender = agent_sender(name) if is_agent else name
             place = Workloads(machine, self.books)
             machine.on_power_off = place.power_off
             machine.place = place  # type: ignore[attr-defined]
             self.machines.append(machine)
         world.on_step = self._check
 
-    def _boot(self, machine: SimMachine) -> Company:
-        if not machine.disk.list():
-            name, data = founding_snapshot(self.members, frozenset(self.members))
-            machine.disk.install(name, data)
-        dispatcher = SimDispatcher(machine)
+    def start(self) -> None:
+        """Power on all machines; those without a vote are let in."""
+        for machine in self.machines:
+            machine.start()
+        for name in self.agents:
+            self._admit(name)
+
+    def _admit(self, name: str) -> None:
+        """What a voter writes when a machine without a vote joins."""
+        record = to_json({"name": name, "address": name})
+        self._until(lambda machine: machine.host.raft.ask(Propose(["put", AGENTS + name.encode(), record]), block=False), 30.0, name)
+
+    def _ports(self, machine: SimMachine) -> tuple[Ports, Identity, Callable[[BaseException], None]]:
         processes = SimProcesses(machine, machine.place)  # type: ignore[attr-defined]
         slots = self.slots_of(machine) if self.slots_of is not None else None
         ports = Ports(machine, machine, machine.disk, machine.net, processes, None, slots)  # type: ignore[arg-type]
-        identity = Identity(machine.name, machine.name, machine.name, "http://door", machine.name, {}, "voter", "sim")
+        role = "agent" if machine.name in self.agents else "voter"
+        identity = Identity(machine.name, machine.name, machine.name, "http://door", machine.name, {}, role, "sim")
         identity = replace(identity, **self._about.get(machine.name, {}))
 
         def fatal(error: BaseException) -> None:
             machine.failure = error
             self.world.note(f"{machine.name} FATAL {error!r}")
 
+        return ports, identity, fatal
+
+    def _boot_agent(self, machine: SimMachine) -> Company:
+        ports, identity, fatal = self._ports(machine)
+        dispatcher = SimDispatcher(machine)
+        seeds = {member: address for member, (_, address, _) in self.members.items()}
+        company = boot_agent(identity, "cluster", ports, dispatcher, dispatcher, None, fatal, seeds)
+        machine.net.on_link(company.router.link_changed)  # type: ignore[union-attr]
+        return company
+
+    def _boot(self, machine: SimMachine) -> Company:
+        if not machine.disk.list():
+            name, data = founding_snapshot(self.members, frozenset(self.members))
+            machine.disk.install(name, data)
+        dispatcher = SimDispatcher(machine)
+        ports, identity, fatal = self._ports(machine)
         settings = PeerSettings(
             raft=Settings(), snapshot_entries=200, trailing_entries=50, segment_bytes=64 * 1024
         )
@@ -105,28 +138,31 @@ class Fleet:
         lines = "\n".join(list(self.world.log)[-120:])
         return (
             f"{what}\nseed {self.seed}, {len(self.machines)} machines; replay: "
-            f"python -m tests.sim.run_fleet --size {len(self.machines)} --seed {self.seed}\n{lines}"
+            f"python -m tests.sim.run_fleet --size {len(self.members)}"
+            f"{f' --agents {len(self.agents)}' if self.agents else ''} --seed {self.seed}\n{lines}"
         )
 
     def command(self, verb: str, **args: Any) -> None:
         """Ask a random living host; its answer is not waited for (operators press Ctrl-C)."""
-        alive = [m for m in self.machines if m.alive]
+        alive = [m for m in self.machines if m.alive and m.name in self.members]
         if alive:
             host = self.world.random.choice(alive).host
             host.control.ask(Command(verb, args), block=False)
 
     def do(self, verb: str, seconds: float = 30.0, **args: Any) -> Any:
         """Ask until somebody has done it (the cluster is healthy)."""
+        return self._until(lambda machine: machine.host.control.ask(Command(verb, args), block=False), seconds, f"{verb} {args}")
+
+    def _until(self, ask: Callable[[SimMachine], Any], seconds: float, what: str) -> Any:
         result: list[Any] = []
 
         def attempt() -> None:
-            alive = [m for m in self.machines if m.alive and not m.paused]
+            alive = [m for m in self.machines if m.alive and not m.paused and m.name in self.members]
             if not alive:
                 attempt_later()
                 return
             machine, life = alive[0], alive[0].life
-            future = machine.host.control.ask(Command(verb, args), block=False)
-            future.on_done(lambda f: result.append(f) if f.error is None else attempt_later())
+            ask(machine).on_done(lambda f: result.append(f) if f.error is None else attempt_later())
             self.world.call_later(2.0, lambda: None if result or (machine.alive and machine.life == life) else attempt())
 
         def attempt_later() -> None:
@@ -134,7 +170,7 @@ class Fleet:
 
         attempt()
         if not self.world.run_until(lambda: bool(result), seconds):
-            raise FleetFailure(self.report(f"{verb} {args} was not done within {seconds} s"))
+            raise FleetFailure(self.report(f"{what} was not done within {seconds} s"))
         return result[0].value
 
 
@@ -154,12 +190,11 @@ def faults_of(world_seed: int) -> Faults:
     )  # fmt: skip
 
 
-def play(seed: int, size: int = 3, rounds: int = 14) -> Outcome:
+def play(seed: int, size: int = 3, rounds: int = 14, agents: int = 0) -> Outcome:
     """One run of a seed; raises :class:`FleetFailure` when a law is broken."""
     with World(seed, faults_of(seed)) as world:
-        fleet = Fleet(seed, size, world)
-        for machine in fleet.machines:
-            machine.start()
+        fleet = Fleet(seed, size, world, agents=agents)
+        fleet.start()
         fleet.do("unit.submit", files=[
             {"name": "web@.service", "content": UNIT}, {"name": "apart@.service", "content": APART},
             {"name": "calm@.service", "content": CALM},

@@ -18,11 +18,11 @@ from .fleet import FleetFailure, play
 from .run import PLAIN_EVERY, _seeds
 
 
-def judge(job: tuple[int, int]) -> tuple[int, str]:
+def judge(job: tuple[int, int, int]) -> tuple[int, str]:
     """(seed, report) of one run; the report is empty when all is well."""
-    seed, size = job
+    seed, size, agents = job
     try:
-        play(seed, size)
+        play(seed, size, agents=agents)
         return seed, ""
     except FleetFailure as failure:
         return seed, str(failure)
@@ -32,13 +32,14 @@ def main(argv: list[str]) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim.run_fleet", description="Run whole hosts.")
     parser.add_argument("--size", type=int, default=3, choices=[3, 5], help="machines")
+    parser.add_argument("--agents", type=int, default=0, help="machines without a vote besides")
     parser.add_argument("--seeds", type=_seeds, default=range(100), help="FIRST:END, END not run")
     parser.add_argument("--seed", type=int, help="run this one seed and print its whole report")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to run seeds in")
     options = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
     seeds = [options.seed] if options.seed is not None else list(options.seeds)
-    jobs = [(seed, options.size) for seed in seeds]
+    jobs = [(seed, options.size, options.agents) for seed in seeds]
     console = Console()
     failed: dict[int, str] = {}
     with multiprocessing.get_context("fork").Pool(min(options.jobs, len(jobs))) as pool:
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
                     print(f"{count} of {len(jobs)} seeds run, {len(failed)} failed", flush=True)
     for _, report in sorted(failed.items()):
         print(report if options.seed is not None else report.splitlines()[0])
-    print(f"{len(jobs)} seeds of {options.size} machines, {len(failed)} failed")
+    print(f"{len(jobs)} seeds of {options.size} machines{f' and {options.agents} agents' if options.agents else ''}, {len(failed)} failed")
     if failed:
         print("failing seeds: " + " ".join(map(str, sorted(failed))))
     return 1 if failed else 0

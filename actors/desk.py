@@ -1,0 +1,283 @@
+"""The desk: where machines without a vote get what they need of the brain.
+
+Every voter has one.  Agents ask for commits, reads, keepalives and for what happened since
+a revision; an answer says all that the next question needs, so the desk remembers nothing of
+an agent and any voter may answer the next one.  What an agent may see and change is its own:
+see ``agent_rights.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from brain.store import Event, Item, Store
+from kernel.actor import Timer, handles
+from kernel.mailbox import Promise
+from transport.codec import wire
+from transport.router import FromAgent
+
+from . import agent_rights
+from .agent_rights import NotAllowed, UnknownAgent
+from .brain_client import AGENTS, BrainActor
+from .raft_messages import (
+    CORRUPT,
+    BrainError,
+    BrainUp,
+    KeepAlive,
+    Propose,
+    Query,
+    Range,
+    Status,
+    TimeToLive,
+    Unwatch,
+    Watch,
+    Watched,
+    Watching,
+)
+
+#: Bytes of keys and values in one answer; an agent asks again for the rest.
+ANSWER_BYTES_MAX = 2 * 1024 * 1024
+#: Keys in one answer.
+ANSWER_KEYS_MAX = 10_000
+#: Longest wait of one question for events, in seconds.
+WAIT_S_MAX = 30.0
+#: Questions for events that may wait here at once.
+FOLLOWS_MAX = 50_000
+
+
+@wire(40)
+@dataclass(frozen=True, slots=True)
+class AgentPropose:
+    """Ask: commit a command of an agent.  Answer: its result."""
+
+    command: list[Any]
+    timeout_ms: int
+
+
+@wire(41)
+@dataclass(frozen=True, slots=True)
+class AgentRange:
+    """Ask: keys as they are now, or as they were.  Answer: ``[revision, items, more]``; ``items`` as :func:`packed`."""
+
+    key: bytes
+    end: bytes | None
+    revision: int
+
+
+@wire(42)
+@dataclass(frozen=True, slots=True)
+class AgentFollow:
+    """Ask: what happens to a range from a revision on, as soon as something does.
+
+    Answer: a list of ``[revision, [[key, item or None], ...]]``, empty if nothing did in time.
+    """
+
+    key: bytes
+    end: bytes | None
+    start: int
+    wait_ms: int
+
+
+@wire(43)
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """Ask: the voter's status (see :class:`Status`); also where the voters are."""
+
+
+def packed(key: bytes, item: Item | None) -> list[Any]:
+    """A key's version for the wire."""
+    return [key, list(item) if item is not None else None]
+
+
+def unpacked(fields: Any) -> tuple[bytes, Item | None]:
+    """The reverse; raises ``ValueError``."""
+    key, item = fields
+    if type(key) is not bytes or (item is not None and (type(item) is not list or len(item) != len(Item._fields))):
+        raise ValueError("not a key and its version")
+    return key, Item(*item) if item is not None else None
+
+
+@dataclass(slots=True)
+class _Follow:
+    """A question that waits for events."""
+
+    promise: Promise
+    timer: Timer | None = None
+
+
+class Desk(BrainActor):
+    """See the module docstring."""
+
+    def __init__(self, raft_ref: Any) -> None:
+        super().__init__(raft_ref)
+        self._known: Any = None
+        self._follows: dict[int, _Follow] = {}
+        self._early_news: dict[int, list[Event]] = {}
+        self._starting = 0
+        self.asked: dict[str, int] = {}
+
+    def on_start(self) -> None:
+        """Know who the agents are."""
+        self._known = self.mirror(AGENTS, lambda items: None, lambda *_: None)
+
+    @handles(FromAgent)
+    def _from_agent(self, envelope: FromAgent) -> Any:
+        agent, message = envelope.agent, envelope.message
+        serve = _SERVES.get(type(message))
+        if serve is None:
+            raise NotAllowed(f"an agent does not ask for {type(message).__name__}")
+        kind = type(message).__name__
+        self.asked[kind] = self.asked.get(kind, 0) + 1
+        if AGENTS + agent.encode() in self._known.items:
+            return serve(self, agent, message)
+        promise = Promise()  # it may have joined a moment ago
+
+        def have(answer: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+            elif not answer[1]:
+                promise.fail(UnknownAgent(f"machine {agent} is no agent of this cluster"))
+            else:
+                try:
+                    value = serve(self, agent, message)
+                except Exception as refusal:  # noqa: BLE001 - the asker must hear of it
+                    promise.fail(refusal)
+                    return
+                if isinstance(value, Promise):
+                    value.chain(promise)
+                else:
+                    promise.reply(value)
+
+        self.ask_then(self.raft_ref, Range(AGENTS + agent.encode(), linearizable=True), 6.0, have)
+        return promise
+
+    def _relay(self, message: Any, timeout: float) -> Promise:
+        promise = Promise()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            if error is not None:
+                promise.fail(error)
+            else:
+                promise.reply(value)
+
+        self.ask_then(self.raft_ref, message, timeout, done)
+        return promise
+
+    def _propose(self, agent: str, message: AgentPropose) -> Promise:
+        known = self._known.items.get(AGENTS + agent.encode())
+        agent_rights.check_command(agent, json.loads(known.value)["name"] if known is not None else "", message.command)
+        timeout = min(max(message.timeout_ms, 100), 30_000) / 1000
+        return self._relay(Propose(message.command, timeout), timeout + 1.0)
+
+    def _range(self, agent: str, message: AgentRange) -> Promise:
+        agent_rights.check_range(agent, message.key, message.end)
+        guard = agent_rights.secret_named(message.key)
+
+        def read(store: Store) -> Any:
+            if guard and not agent_rights.uses_secret(store, agent, guard):
+                raise NotAllowed(f"no unit on machine {agent} uses the secret {guard}")
+            revision = message.revision or store.revision
+            items: list[Any] = []
+            size = 0
+            for key, item in store.range(message.key, message.end, message.revision, ANSWER_KEYS_MAX + 1):
+                size += len(key) + len(item.value)
+                if items and (size > ANSWER_BYTES_MAX or len(items) == ANSWER_KEYS_MAX):
+                    return [revision, items, True]
+                items.append(packed(key, item))
+            return [revision, items, False]
+
+        return self._relay(Query(read, linearizable=True), 6.0)
+
+    def _keep_alive(self, _: str, message: KeepAlive) -> Promise:
+        return self._relay(message, 3.0)
+
+    def _time_to_live(self, _: str, message: TimeToLive) -> Promise:
+        return self._relay(message, 3.0)
+
+    def _status(self, _: str, message: AgentStatus) -> Promise:
+        return self._relay(Status(), 3.0)
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _follow(self, agent: str, message: AgentFollow) -> Promise:
+        agent_rights.check_range(agent, message.key, message.end)
+        if len(self._follows) >= FOLLOWS_MAX:
+            raise NotAllowed(f"follows_max: {FOLLOWS_MAX} questions for events wait here already")
+        promise = Promise()
+        wait = min(max(message.wait_ms, 0) / 1000, WAIT_S_MAX)
+        self._starting += 1
+
+        def watching(answer: Any, error: BaseException | None) -> None:
+            self._starting -= 1
+            early = self._early_news
+            if not self._starting:
+                self._early_news = {}
+            if error is not None:
+                promise.fail(error)
+                return
+            assert isinstance(answer, Watching)
+            news = early.pop(answer.watch, None)
+            if news is not None:
+                if answer.watch:
+                    self.raft_ref.offer(Unwatch(answer.watch))
+                promise.reply(_told(news))
+                return
+            follow = self._follows[answer.watch] = _Follow(promise)
+            follow.timer = self.after(wait, lambda: self._end(answer.watch, []))
+
+        start = Watch(message.key, message.end, message.start, self.actor_ref)
+        self.ask_then(self.raft_ref, start, 5.0, watching)
+        return promise
+
+    @handles(Watched)
+    def _on_watched(self, message: Watched) -> None:
+        if message.watch in self._follows:
+            self._end(message.watch, message.events)
+        elif message.watch in self.mirrors:
+            self.mirrors[message.watch].take(message.events)
+        else:
+            if self._starting:  # what came before the watch's number
+                self._early_news.setdefault(message.watch, []).extend(message.events)
+            if self.watches_starting or not self._starting:
+                super()._on_watched(message)
+
+    def _end(self, watch: int, events: list[Event]) -> None:
+        follow = self._follows.pop(watch, None)
+        if follow is None:
+            return
+        if follow.timer is not None:
+            follow.timer.cancel()
+        self.raft_ref.offer(Unwatch(watch))
+        follow.promise.reply(_told(events))
+
+    @handles(BrainUp)
+    def _on_brain_up(self, message: BrainUp) -> None:
+        """The peer lives anew: who waits asks again."""
+        super()._on_brain_up(message)
+        for watch in list(self._follows):
+            follow = self._follows.pop(watch)
+            follow.promise.fail(BrainError(CORRUPT, "the voter's peer was started again; ask once more"))
+
+
+def _told(events: list[Event]) -> list[Any]:
+    """As many events as one answer takes; the rest is asked for again."""
+    out: list[Any] = []
+    size = 0
+    for event in events:
+        size += sum(len(c.key) + (len(c.item.value) if c.item is not None else 0) for c in event.changes)
+        if out and size > ANSWER_BYTES_MAX:
+            break
+        out.append([event.revision, [packed(change.key, change.item) for change in event.changes]])
+    return out
+
+
+_SERVES: dict[type, Any] = {
+    AgentPropose: Desk._propose,  # noqa: SLF001
+    AgentRange: Desk._range,  # noqa: SLF001
+    AgentFollow: Desk._follow,  # noqa: SLF001
+    AgentStatus: Desk._status,  # noqa: SLF001
+    KeepAlive: Desk._keep_alive,  # noqa: SLF001
+    TimeToLive: Desk._time_to_live,  # noqa: SLF001
+}
