@@ -7,7 +7,8 @@ leader decides as this one would.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from brain.store import Item
@@ -27,6 +28,8 @@ LOST, FAILED_THERE = "its machine was lost", "it failed there"
 FLAPS, FLAP_WINDOW_S = 3, 600.0
 #: Seconds for which a machine on which a unit failed is avoided by that unit.
 AVOID_S = 600.0
+#: Seconds between two looks for machines that were lost too often, or that failed a unit.
+FLAPS_LOOK_S = 1.0
 
 Items = Callable[[bytes], Mapping[bytes, Item]]
 
@@ -71,21 +74,25 @@ def machine_and_unit(prefix: bytes, key: bytes) -> tuple[str, str]:
     return machine, unit
 
 
+def candidate(items: Items, machine: str, is_flapping: bool) -> Candidate:
+    """A machine that is alive, as it may be chosen."""
+    about = json.loads(items(MACHINES)[MACHINES + machine.encode()].value)
+    order = orders(items(ORDERS).get(ORDERS + machine.encode()))
+    return Candidate(
+        machine, about["name"], tuple(sorted(metadata(about, order).items())), about.get("engine", True),
+        about.get("cpus", 0.0), about.get("memory", 0), order["drain"] is not None, is_flapping,
+    )  # fmt: skip
+
+
 def placements(items: Items, specs: Mapping[str, UnitSpec | None], now: float) -> Placements:
     """Machines that are alive, units, and where these are."""
     state = Placements()
     unsteady = flapping(items(MOVES), now)
     alive = items(ALIVE)
-    for key, item in items(MACHINES).items():
+    for key in items(MACHINES):
         machine = key[len(MACHINES) :].decode()
-        if ALIVE + machine.encode() not in alive:
-            continue
-        about = json.loads(item.value)
-        order = orders(items(ORDERS).get(ORDERS + machine.encode()))
-        state.machines[machine] = Candidate(
-            machine, about["name"], tuple(sorted(metadata(about, order).items())), about.get("engine", True),
-            about.get("cpus", 0.0), about.get("memory", 0), order["drain"] is not None, machine in unsteady,
-        )  # fmt: skip
+        if ALIVE + machine.encode() in alive:
+            state.machines[machine] = candidate(items, machine, machine in unsteady)
     state.units = {unit: spec for unit, spec in specs.items() if spec is not None}
     state.failed_on = failed_on(items(MOVES), now)
     places = items(PLACES)
@@ -101,9 +108,16 @@ def placements(items: Items, specs: Mapping[str, UnitSpec | None], now: float) -
 
 
 class View:
-    """All pictures, read together, at one moment."""
+    """All pictures, read together; kept up to date key by key (:meth:`update`), or made anew.
+
+    A decision that is not written yet is seen in it at once (:meth:`assume`, :meth:`unplace`);
+    :meth:`begin` takes back what did not come true.
+    """
 
     def __init__(self, items: Items, spec_of: Callable[[str, dict[str, Any]], UnitSpec | None], now: float) -> None:
+        self._items = items
+        self._spec_of = spec_of
+        self.now = now  # Unix time
         self.known = Known(items(UNITS))
         self.units: dict[str, dict[str, Any]] = {unit: record for unit, (record, _) in self.known.items()}
         self.specs = {unit: spec_of(unit, wanted) for unit, wanted in self.units.items()}
@@ -112,28 +126,220 @@ class View:
         self.places: dict[tuple[str, str], Item] = {
             machine_and_unit(PLACES, key): item for key, item in items(PLACES).items()
         }
-        self.by_unit: dict[str, list[tuple[str, str]]] = {}
+        self.by_unit: dict[str, dict[tuple[str, str], None]] = {}
+        #: units that are placed on a machine, or still there, whether it is alive or not
+        self.by_machine: dict[str, set[str]] = {}
         for machine, unit in self.places:
-            self.by_unit.setdefault(unit, []).append((machine, unit))
+            self.by_unit.setdefault(unit, {})[machine, unit] = None
+            self.by_machine.setdefault(machine, set()).add(unit)
         self.holders: dict[str, set[str]] = {}
         self._states: dict[str, dict[str, Item]] = {}
         for key, item in items(STATES).items():
             machine, unit = machine_and_unit(STATES, key)
             self._states.setdefault(unit, {})[machine] = item
+            self.by_machine.setdefault(machine, set()).add(unit)
             if (machine, unit) not in self.places:
                 self.holders.setdefault(unit, set()).add(machine)
-        self.reacted: Mapping[bytes, Item] = items(REACTED)
-        self.moves: Mapping[bytes, Item] = items(MOVES)
-        self.done: Mapping[bytes, Item] = items(DONE)
-        self.orders = {key[len(ORDERS) :].decode(): orders(item) for key, item in items(ORDERS).items()}
-        self.now = now  # Unix time
         self._noted: dict[str, list[Any]] = {}  # the steps of :meth:`moved`
         self._said: dict[str, dict[str, dict[str, Any]]] = {}
-        self.graph = Graph({unit: spec for unit, spec in self.specs.items() if spec is not None})
-        self.involved = self.graph.involved
+        self._assumed: set[tuple[str, str]] = set()
         self.state = placements(items, self.specs, now)
         self.alive = {m: items(ALIVE)[ALIVE + m.encode()] for m in self.state.machines}
         self._kin: dict[str, list[str]] | None = None
+        #: units with rules about others, that are placed on every machine, or whose ends matter
+        self.related: set[str] = set()
+        self.followers: set[str] = set()
+        self.globals: set[str] = set()
+        self.watched: set[str] = set()
+        for unit, spec in self.specs.items():
+            self._sort_in(unit, spec)
+        self._draw_graph()
+        self._looked_for_flaps = now
+
+    # -- kept up to date ----------------------------------------------------------------------
+
+    @property
+    def reacted(self) -> Mapping[bytes, Item]:
+        """Ends of units that were acted on."""
+        return self._items(REACTED)
+
+    @property
+    def moves(self) -> Mapping[bytes, Item]:
+        """Which machines units left, and why."""
+        return self._items(MOVES)
+
+    @property
+    def done(self) -> Mapping[bytes, Item]:
+        """Jobs that have done their work."""
+        return self._items(DONE)
+
+    def order(self, machine: str) -> dict[str, Any]:
+        """What operators want of a machine."""
+        return orders(self._items(ORDERS).get(ORDERS + machine.encode()))
+
+    def begin(self, now: float) -> None:
+        """Another pass: what was assumed in the last one is what is stored, or it is not so."""
+        self.now = now
+        assumed, self._assumed = self._assumed, set()
+        for machine, unit in assumed:
+            self._settle(machine, unit)
+        self._noted = {}
+        self._kin = None
+        if now - self._looked_for_flaps >= FLAPS_LOOK_S:
+            self._looked_for_flaps = now
+            self.state.failed_on = failed_on(self.moves, now)
+            unsteady = flapping(self.moves, now)
+            for machine, known in list(self.state.machines.items()):
+                if known.flapping != (machine in unsteady):
+                    self.state.set_machine(replace(known, flapping=machine in unsteady))
+
+    def update(self, key: bytes) -> set[str] | None:
+        """A key changed: the units that are to be looked at again.  None: the view must be made anew."""
+        for prefix in (UNITS, PLACES, STATES):
+            if key.startswith(prefix):
+                if prefix is UNITS:
+                    return self._update_unit(key[len(UNITS) :].decode())
+                machine, unit = machine_and_unit(prefix, key)
+                self._settle(machine, unit)
+                return {unit}
+        for prefix in (MACHINES, ALIVE, ORDERS):
+            if key.startswith(prefix):
+                return self._update_machine(key[len(prefix) :].decode())
+        for prefix in (MOVES, DONE, REACTED):
+            if key.startswith(prefix):
+                if prefix is MOVES:
+                    self._looked_for_flaps = 0.0
+                return {key[len(prefix) :].decode()}
+        return set()
+
+    def _update_unit(self, unit: str) -> set[str] | None:
+        item = self._items(UNITS).get(UNITS + unit.encode())
+        if not self.known.update(unit, item) or self.known.aliases:
+            return None  # other names of units: everybody's rules may mean others now
+        before = self.specs.get(unit)
+        if item is None:
+            self.units.pop(unit, None)
+            self.specs.pop(unit, None)
+            spec = None
+        else:
+            record = self.units[unit] = self.known[unit][0]
+            spec = self.specs[unit] = self._spec_of(unit, record)
+        self._sort_in(unit, spec)
+        touched = {unit}
+        if before is not spec:
+            self.state.set_spec(unit, spec)
+            if any(s is not None and (s.related or unit in self._named) for s in (before, spec)):
+                self._draw_graph()
+            if spec is not None and before is not None:  # its new rules may leave no room for others
+                for machine in self.state.where.get(unit, ()):
+                    touched |= self.by_machine.get(machine, set())
+        return touched
+
+    def _sort_in(self, unit: str, spec: UnitSpec | None) -> None:
+        facts = (
+            (self.related, spec is not None and bool(spec.related)),
+            (self.followers, spec is not None and bool(spec.machine_of)),
+            (self.globals, spec is not None and spec.is_global),
+            (self.watched, spec is not None and bool(spec.reschedule or is_job(spec))),
+        )
+        for kind, belongs in facts:
+            if belongs:
+                kind.add(unit)
+            else:
+                kind.discard(unit)
+
+    def _draw_graph(self) -> None:
+        """The relations of units; those without any are left out."""
+        self._named = {other for unit in self.related for others in self._spec(unit).related.values() for other in others}
+        there = self.related | {other for other in self._named if self.specs.get(other) is not None}
+        self.graph = Graph({unit: self._spec(unit) for unit in sorted(there)})
+        self.involved = self.graph.involved
+
+    def _spec(self, unit: str) -> UnitSpec:
+        spec = self.specs[unit]
+        assert spec is not None
+        return spec
+
+    def _update_machine(self, machine: str) -> set[str]:
+        """A machine came, went, or is another one than it was."""
+        key = machine.encode()
+        item = self._items(ALIVE).get(ALIVE + key)
+        there = item is not None and MACHINES + key in self._items(MACHINES)
+        was_there = machine in self.alive
+        if there:
+            assert item is not None
+            self.alive[machine] = item
+            known = self.state.machines.get(machine)
+            self.state.set_machine(candidate(self._items, machine, known is not None and known.flapping))
+            self._looked_for_flaps = 0.0 if known is None else self._looked_for_flaps
+        else:
+            self.alive.pop(machine, None)
+            self.state.drop_machine(machine)
+        units = set(self.by_machine.get(machine, ()))
+        if there != was_there:
+            for unit in units:
+                self._settle(machine, unit)
+        return units | self.globals
+
+    def _settle(self, machine: str, unit: str) -> None:
+        """What is stored of a unit on a machine is what is so."""
+        end = f"{machine}/{unit}".encode()
+        place, state = self._items(PLACES).get(PLACES + end), self._items(STATES).get(STATES + end)
+        is_alive = machine in self.state.machines
+        self._said.pop(unit, None)
+        _keep(self.by_machine, machine, unit, place is not None or state is not None)
+        _keep(self.holders, unit, machine, place is None and state is not None)
+        _keep(self.state.leaving, machine, unit, place is None and state is not None and is_alive)
+        if state is not None:
+            self._states.setdefault(unit, {})[machine] = state
+        elif unit in self._states:
+            self._states[unit].pop(machine, None)
+            if not self._states[unit]:
+                del self._states[unit]
+        if place is not None:
+            self.places[machine, unit] = place
+            self.by_unit.setdefault(unit, {})[machine, unit] = None
+        else:
+            self.places.pop((machine, unit), None)
+            if unit in self.by_unit:
+                self.by_unit[unit].pop((machine, unit), None)
+                if not self.by_unit[unit]:
+                    del self.by_unit[unit]
+        if place is not None and is_alive:
+            self.state.place(unit, machine)
+        else:
+            self.state.remove(unit, machine)
+
+    def assume(self, unit: str, machine: str) -> None:
+        """A unit is about to be placed on a machine."""
+        self.state.place(unit, machine)
+        self._assumed.add((machine, unit))
+
+    def unassume(self, unit: str, machine: str) -> None:
+        """Think a unit away from a machine."""
+        self.state.remove(unit, machine)
+        self._assumed.add((machine, unit))
+
+    def places_of(self, units: Iterable[str]) -> list[tuple[tuple[str, str], Item]]:
+        """Where these units are placed, in order."""
+        pairs = [pair for unit in units for pair in self.by_unit.get(unit, ()) if pair in self.places]
+        return [(pair, self.places[pair]) for pair in sorted(pairs)]
+
+    def has_place(self, machine: str) -> bool:
+        """Whether a unit is placed on a machine."""
+        return any((machine, unit) in self.places for unit in self.by_machine.get(machine, ()))
+
+    def remembered(self) -> set[str]:
+        """Units of which something is kept, whether they are there or not."""
+        kept = ((REACTED, self.reacted), (MOVES, self.moves), (DONE, self.done))
+        return {key[len(prefix) :].decode() for prefix, items in kept for key in items}
+
+    def importance(self, unit: str) -> int:
+        """Its priority; what is gone or cannot be read is looked at first."""
+        spec = self.specs.get(unit)
+        return spec.priority if spec is not None else 1_000_000
+
+    # -- what is said of units ------------------------------------------------------------------
 
     def states(self, unit: str) -> dict[str, dict[str, Any]]:
         """What machines say of a unit."""
@@ -217,19 +423,29 @@ class View:
 
     # -- what shall be where ----------------------------------------------------------------------
 
-    def wanted(self) -> list[str]:
-        """Units that shall be placed, the more important first; what others follow is as important as they are."""
-        specs = {u: s for u, w in sorted(self.units.items()) if w["desired"] != "inactive" and (s := self.specs[u]) is not None}
+    def wanted(self, among: Iterable[str]) -> list[str]:
+        """Those units that shall be placed, the more important first; what others follow is as important as they are."""
+        specs = {u: s for u in sorted(among) if (s := self._wanted(u)) is not None}
         rank = {unit: spec.priority for unit, spec in specs.items()}
-        for unit, spec in specs.items():
+        for unit in self.followers:
+            spec = self._wanted(unit)
+            if spec is None:
+                continue
             followed, seen = list(spec.machine_of), {unit}
             while followed:
                 peer = followed.pop()
-                if peer in specs and peer not in seen:
+                peers = self._wanted(peer)
+                if peers is not None and peer not in seen:
                     seen.add(peer)
-                    rank[peer] = max(rank[peer], spec.priority)
-                    followed += specs[peer].machine_of
+                    if peer in rank:
+                        rank[peer] = max(rank[peer], spec.priority)
+                    followed += peers.machine_of
         return sorted(specs, key=lambda unit: (-rank[unit], bool(specs[unit].machine_of)))
+
+    def _wanted(self, unit: str) -> UnitSpec | None:
+        """The file of a unit that shall be placed."""
+        record = self.units.get(unit)
+        return self.specs[unit] if record is not None and record["desired"] != "inactive" else None
 
     def done_run(self, unit: str) -> dict[str, Any] | None:
         """The record of a job's end, if it has done its work in the run that is wanted."""
@@ -259,10 +475,24 @@ class View:
     def unplace(self, machine: str, unit: str) -> None:
         """Take a decision back in this view; the old copy may still be there."""
         del self.places[machine, unit]
-        self.state.remove(unit, machine)
+        self.unassume(unit, machine)
         if machine in self.alive:
             self.holders.setdefault(unit, set()).add(machine)
             self.state.leaving.setdefault(machine, set()).add(unit)
+
+
+def _keep(sets: dict[str, set[str]], key: str, member: str, belongs: bool) -> None:
+    if belongs:
+        sets.setdefault(key, set()).add(member)
+    elif key in sets:
+        sets[key].discard(member)
+        if not sets[key]:
+            del sets[key]
+
+
+def is_job(spec: UnitSpec) -> bool:
+    """Whether a unit's work comes to an end."""
+    return spec.type == "oneshot" and not spec.remain_after_exit and not spec.is_global
 
 
 def wanted_on(wanted: dict[str, Any], machine: str) -> dict[str, Any]:

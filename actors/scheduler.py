@@ -4,6 +4,8 @@ Every host has one; only the one on the leader acts.  It mirrors what is wanted 
 what is there (machines, leases), what was decided (places) and what is true (states), and
 brings the decisions in line, in transactions that hold only while its host leads in the
 same term and while what it saw is still so.  Level-triggered: a lost event costs nothing.
+A pass looks at units that something happened to, and at those that wait: what it costs does
+not grow with the fleet.
 
 Never two copies: a unit is placed elsewhere only in a transaction that finds no state of
 it on any other machine; a machine writes that state before it starts the unit and removes
@@ -12,8 +14,10 @@ it after it has ended, and the lease removes it for a machine that is lost.
 
 from __future__ import annotations
 
+import heapq
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from brain.kv import TXN_OPERATIONS_MAX
@@ -38,7 +42,7 @@ from .brain_client import (
     UNITS,
     to_json,
 )
-from .picture import FAILED_THERE, LOST, View, place_key, run_of, runs_well
+from .picture import FAILED_THERE, LOST, View, is_job, place_key, run_of, runs_well
 from .wanted import start
 
 logger = logging.getLogger("argosy.scheduler")
@@ -55,6 +59,10 @@ UPHOLD_S = 5.0
 RESCHEDULE_WINDOW_S, RESCHEDULE_S, RESCHEDULE_S_MAX = 3600.0, 5.0, 300.0
 #: Seconds between passes while something could not be placed or moved.
 RETRY_S = 1.0
+#: Units that one pass looks at; the others have their turn in the next.
+PASS_UNITS_MAX = 2_000
+#: Units that found no machine and are tried again in one pass: by so many comparisons, and within these bounds.
+RETRY_COMPARISONS, RETRY_MIN, RETRY_MAX = 50_000, 50, 2_000
 
 
 class Scheduler(BesideLeader):
@@ -65,7 +73,10 @@ class Scheduler(BesideLeader):
     def __init__(self, ports: Ports, raft_ref: Any) -> None:
         super().__init__(ports, raft_ref)
         self._armed = False
-        self._specs: dict[tuple[str, str], UnitSpec | None] = {}
+        self._view: View | None = None
+        self._specs: dict[str, tuple[str, UnitSpec | None]] = {}  # by unit: its file's hash, and what that says
+        self._due: dict[str, None] = {}  # units that are to be looked at
+        self._waiting: set[str] = set()  # units that wait for time to pass
         self._lost_at: dict[str, float] = {}
         self.braking = False
         self.unplaced: dict[str, dict[str, str]] = {}
@@ -75,7 +86,10 @@ class Scheduler(BesideLeader):
         #: units whose state is of consequence, to others or for what is to be decided next
         self._involved: set[str] = set()
         self._draining = False  # then every state is
-        self._later = False  # something waits for time to pass
+        self._later = False  # something else waits for time to pass
+        self._globals_due = False
+        self._freed = False  # something changed that may let in what found no machine
+        self._first_retried = 0
         self._upheld: dict[str, float] = {}  # when a unit was started because another upholds it
         self.recovery_seconds = Histogram(RECOVERY_BOUNDS_S)
         self.placements = 0
@@ -89,18 +103,30 @@ class Scheduler(BesideLeader):
     def on_lead(self) -> None:
         """Another leader's losses and moves are not ours."""
         self._lost_at, self._moving, self.unplaced, self.braking = {}, {}, {}, False
+        self._view, self._due, self._waiting = None, {}, set()
 
     def on_picture(self) -> None:
-        """There may be something to decide."""
+        """There may be something to decide, of everything."""
+        self._view = None
         self._arm()
 
     def on_change(self, key: bytes, item: Item | None, before: Item | None) -> None:
         """There may be something to decide; in a state only if it ends, or ends a move, or others depend on it."""
+        touched = self._view.update(key) if self._view is not None else set()
+        if touched is None:
+            self._view = None
         if not key.startswith(STATES):
+            if key.startswith((MACHINES, ALIVE, ORDERS)):
+                self._globals_due = self._freed = True
+            elif item is None and key.startswith(PLACES):
+                self._freed = True
+            self._due.update(dict.fromkeys(touched or ()))
             self._arm()
             return
         unit = key[len(STATES) :].decode().partition("/")[2]
         if item is None or self._draining or unit in self._involved:
+            self._freed = self._freed or item is None
+            self._due[unit] = None
             self._arm()
         if item is None:
             return
@@ -110,7 +136,8 @@ class Scheduler(BesideLeader):
                 self.recovery_seconds.observe(self.now() - self._moving.pop(unit))
 
     def _retry(self) -> None:
-        if self.active and (self.unplaced or self._lost_at or self._later or not self._pictures):
+        if self.active and (self.unplaced or self._lost_at or self._later or self._waiting or not self._pictures):
+            self._freed = True
             self._arm()
 
     def _arm(self) -> None:
@@ -124,39 +151,71 @@ class Scheduler(BesideLeader):
         self._armed = False
         if not self.may_decide:
             return
-        view = View(self.items, self._spec, self._ports.clock.wall())
+        view = self._look()
+        units = self._turn(view)
         self._later = False
         self._note_losses(view)
         steps = _Steps()
-        self._drop_unwanted(view, steps)
+        self._drop_unwanted(view, steps, units)
         self._drain(view, steps)
         self._rebalance(view, steps)
-        self._leave_failed(view, steps)
-        self._update_in_place(view, steps)
-        self._place_globals(view, steps)
-        self._place_missing(view, steps)
+        self._leave_failed(view, steps, units)
+        self._update_in_place(view, steps, units)
+        self._place_globals(view, steps, units)
+        self._place_missing(view, steps, units)
         self._react(view, steps)
-        self._finish_jobs(view, steps)
-        self._forget_destroyed(view, steps)
-        watched = {unit for unit, spec in view.specs.items() if spec is not None and (spec.reschedule or _is_job(spec))}
-        self._involved = view.involved | watched
-        self._commit(steps)
+        self._finish_jobs(view, steps, units)
+        self._forget_destroyed(view, steps, units)
+        self._involved = view.involved | view.watched
+        self._commit(steps, units)
+
+    def _look(self) -> View:
+        """What is stored, as it is now."""
+        now = self._ports.clock.wall()
+        if self._view is None:
+            self._view = View(self.items, self._spec, now)
+            self._specs = {unit: known for unit, known in self._specs.items() if unit in self._view.units}
+            self._due = dict.fromkeys([*self._view.units, *self._view.by_unit, *self._view.remembered()])
+            self.unplaced = {}
+            self._globals_due = self._freed = True
+        self._view.begin(now)
+        return self._view
+
+    def _turn(self, view: View) -> list[str]:
+        """The units of this pass: those whose turn it is, and those that are looked at in every one."""
+        if self._freed:
+            self._freed = False
+            again = [unit for unit in view.wanted(self.unplaced) if unit not in self._due]
+            most = min(max(RETRY_COMPARISONS // max(1, len(view.alive)), RETRY_MIN), RETRY_MAX)
+            if len(again) > most:  # the most important ones, and others in turn
+                first = self._first_retried % len(again)
+                self._first_retried += most // 2
+                again = again[: most // 2] + (again[first:] + again[:first])[: most // 2]
+            self._due.update(dict.fromkeys([*again, *sorted(self._waiting)]))
+            self._waiting = set()
+        units = set(self._due)
+        if len(units) > PASS_UNITS_MAX:
+            units = set(heapq.nlargest(PASS_UNITS_MAX, self._due, key=view.importance))
+        for unit in units:
+            del self._due[unit]
+            if unit not in view.units:
+                self._specs.pop(unit, None)
+        return sorted(units | view.involved | view.followers)
 
     def _spec(self, unit: str, wanted: dict[str, Any]) -> UnitSpec | None:
-        key = (unit, wanted["hash"])
-        if key not in self._specs:
-            if len(self._specs) > 100_000:
-                self._specs.clear()
+        known = self._specs.get(unit)
+        if known is None or known[0] != wanted["hash"]:
             try:
-                self._specs[key] = unitfile.load(unit, wanted["content"])[0]
+                spec = unitfile.load(unit, wanted["content"])[0]
             except ValueError:
-                self._specs[key] = None
-        return self._specs[key]
+                spec = None
+            known = self._specs[unit] = wanted["hash"], spec
+        return known[1]
 
     def _note_losses(self, view: View) -> None:
         """Which machines are lost, since when, and whether too many went at once."""
         now = self.now()
-        lost = {m for m, _ in view.places if m not in view.alive}
+        lost = {m for m in view.by_machine if m not in view.alive and view.has_place(m)}
         for machine in lost:
             self._lost_at.setdefault(machine, now)
         for machine in list(self._lost_at):
@@ -169,8 +228,8 @@ class Scheduler(BesideLeader):
                          len(recent), len(recent) + len(view.alive))  # fmt: skip
         self.braking = braking
 
-    def _drop_unwanted(self, view: View, steps: _Steps) -> None:
-        for (machine, unit), item in sorted(view.places.items()):
+    def _drop_unwanted(self, view: View, steps: _Steps, units: list[str]) -> None:
+        for (machine, unit), item in view.places_of(units):
             wanted = view.units.get(unit)
             if wanted is None or wanted["desired"] == "inactive" or view.specs[unit] is None:
                 if view.lingers(unit, item):
@@ -201,7 +260,7 @@ class Scheduler(BesideLeader):
         self._draining = any(machine.draining for machine in view.state.machines.values())
         self.staying = {}
         for machine in sorted(m for m, c in view.state.machines.items() if c.draining):
-            drain = view.orders[machine]["drain"]
+            drain = view.order(machine)["drain"]
             is_late = view.now >= drain["deadline"]
             here = sorted(view.state.on.get(machine, ()))
             movable = [unit for unit in here if (s := view.specs.get(unit)) is not None and not s.is_global]
@@ -227,9 +286,9 @@ class Scheduler(BesideLeader):
             down = [other for other in view.kin(unit) if other != unit and not view.is_well(other)]
             if len(down) >= spec.max_unavailable and spec.name.template:
                 return f"MaxUnavailable={spec.max_unavailable}: {', '.join(down[:3])} must run first"
-        view.state.remove(unit, machine)
+        view.unassume(unit, machine)
         target, refusals = placement.choose(spec, view.state)
-        view.state.place(unit, target if target and target != machine else machine)
+        view.assume(unit, target if target and target != machine else machine)
         if not target or target == machine:
             return "no other machine qualifies: " + "; ".join(sorted(set(refusals.values()))[:3])
         return ""
@@ -261,9 +320,9 @@ class Scheduler(BesideLeader):
         change = ["put", REBALANCE, to_json(plan)] if left else ["delete", REBALANCE]
         steps.add([[REBALANCE, "mod", "=", item.mod]], [change])
 
-    def _leave_failed(self, view: View, steps: _Steps) -> None:
+    def _leave_failed(self, view: View, steps: _Steps, units: list[str]) -> None:
         """Reschedule=: a unit that has failed for good is tried on another machine, after a while."""
-        for unit in view.wanted():
+        for unit in view.wanted(view.watched.intersection(units)):
             spec = view.specs[unit]
             if spec is None or not spec.reschedule or view.units[unit]["desired"] != "launched":
                 continue
@@ -278,22 +337,25 @@ class Scheduler(BesideLeader):
                 if len(failures) >= spec.reschedule:
                     continue
                 if view.now < state["since"] + pause:
-                    self._later = True
+                    self._waiting.add(unit)
                     continue
                 view.state.failed_on.setdefault(unit, set()).add(machine)
-                if not self._must_stay(view, unit, machine):
+                if self._must_stay(view, unit, machine):
+                    self._waiting.add(unit)
+                else:
                     self._leave(view, steps, unit, machine, f"{FAILED_THERE}: {state['result']}", "failed")
 
-    def _update_in_place(self, view: View, steps: _Steps) -> None:
-        for (machine, unit), item in sorted(view.places.items()):
+    def _update_in_place(self, view: View, steps: _Steps, units: list[str]) -> None:
+        for (machine, unit), item in view.places_of(units):
             if machine not in view.alive:
                 continue  # nobody is there to be told; the place moves, or waits
             value = view.place_value(unit, machine, item)
             if item.value != value:
                 steps.update_place(machine, unit, item, value)
 
-    def _place_globals(self, view: View, steps: _Steps) -> None:
-        for unit in view.wanted():
+    def _place_globals(self, view: View, steps: _Steps, units: list[str]) -> None:
+        due, self._globals_due = self._globals_due, False
+        for unit in view.wanted(view.globals if due else view.globals.intersection(units)):
             spec = view.specs[unit]
             if spec is None or not spec.is_global:
                 continue
@@ -306,15 +368,17 @@ class Scheduler(BesideLeader):
                     refused[machine] = why
                     continue
                 steps.create_place(machine, unit, view)
-                view.state.place(unit, machine)
+                view.assume(unit, machine)
                 self.placements += 1
-            for machine in [m for m, u in view.places if u == unit and m not in view.alive]:
+            for machine in [m for m, _ in view.by_unit.get(unit, ()) if (m, unit) in view.places and m not in view.alive]:
                 if not self.braking:
                     steps.delete_place(machine, unit, view.places[machine, unit])
 
-    def _place_missing(self, view: View, steps: _Steps) -> None:
-        unplaced: dict[str, dict[str, str]] = {}
-        for unit in view.wanted():
+    def _place_missing(self, view: View, steps: _Steps, units: list[str]) -> None:
+        unplaced = self.unplaced
+        for unit in units:
+            unplaced.pop(unit, None)
+        for unit in view.wanted(units):
             spec = view.specs[unit]
             if spec is None or spec.is_global:
                 continue
@@ -349,10 +413,9 @@ class Scheduler(BesideLeader):
             for machine in places:
                 self._count("machine-lost")
                 self._moving.setdefault(unit, self._lost_at.get(machine, self.now()))
-            view.state.place(unit, target)
+            view.assume(unit, target)
             self.placements += 1
             self._replace(view, steps, unit, spec, target)
-        self.unplaced = unplaced
 
     def _make_room(self, view: View, steps: _Steps, unit: str, spec: UnitSpec) -> None:
         """Units of lower Priority= leave a machine for one that finds no room; it is placed when they have ended."""
@@ -363,7 +426,7 @@ class Scheduler(BesideLeader):
             why = f"makes room for {unit}, whose Priority= is higher"
             self._leave(view, steps, victim, target, why, "preempted")
         if target:
-            view.state.place(unit, target)  # what is free there, now or soon, is not for those of lower priority
+            view.assume(unit, target)  # what is free there, now or soon, is not for those of lower priority
             view.state.where.pop(unit, None)
 
     def _replace(self, view: View, steps: _Steps, unit: str, spec: UnitSpec, target: str) -> None:
@@ -386,11 +449,11 @@ class Scheduler(BesideLeader):
             if spec.related.get("Upholds") and view.phase_of(unit) in (Phase.UP, Phase.UNWELL):
                 self._uphold(view, steps, spec.related["Upholds"])
 
-    def _finish_jobs(self, view: View, steps: _Steps) -> None:
+    def _finish_jobs(self, view: View, steps: _Steps, units: list[str]) -> None:
         """A oneshot that has done its work is not run again when its machine is lost; RemoveAfter= destroys it."""
-        for unit in sorted(view.units):
+        for unit in sorted(view.watched.intersection(units)):
             spec, wanted = view.specs[unit], view.units[unit]
-            if spec is None or not _is_job(spec) or wanted["desired"] != "launched":
+            if spec is None or not is_job(spec) or wanted["desired"] != "launched":
                 continue
             done = view.done_run(unit)
             if done is None:
@@ -407,14 +470,17 @@ class Scheduler(BesideLeader):
                 logger.info("%s has done its work and is destroyed (RemoveAfter=)", unit)
                 steps.add([view.known.guard(unit)], [["delete", UNITS + unit.encode()]])
             elif spec.remove_after != syntax.INFINITY:
-                self._later = True
+                self._waiting.add(unit)
 
-    def _forget_destroyed(self, view: View, steps: _Steps) -> None:
+    def _forget_destroyed(self, view: View, steps: _Steps, units: list[str]) -> None:
         """What is kept of units goes with them."""
-        for prefix, kept in ((REACTED, view.reacted), (MOVES, view.moves), (DONE, view.done)):
-            for key, item in kept.items():
-                if key[len(prefix) :].decode() not in view.units:
-                    steps.add([[key, "mod", "=", item.mod]], [["delete", key]])
+        for unit in units:
+            if unit in view.units:
+                continue
+            for prefix, kept in ((REACTED, view.reacted), (MOVES, view.moves), (DONE, view.done)):
+                item = kept.get(prefix + unit.encode())
+                if item is not None:
+                    steps.add([[prefix + unit.encode(), "mod", "=", item.mod]], [["delete", prefix + unit.encode()]])
 
     def _react_to_end(
         self, view: View, steps: _Steps, unit: str, spec: UnitSpec, wanted: dict[str, Any]
@@ -454,20 +520,30 @@ class Scheduler(BesideLeader):
     def _count(self, reason: str) -> None:
         self.reschedules[reason] = self.reschedules.get(reason, 0) + 1
 
-    def _commit(self, steps: _Steps) -> None:
-        batch = steps.first_batch()
-        if batch is None:
-            return
-        compares, changes, more = batch
+    def _commit(self, steps: _Steps, units: list[str]) -> None:
+        """Write what was decided, one transaction after the other; what did not hold is looked at again."""
+        batches = steps.batches()
+
+        def write() -> None:
+            batch = next(batches, None)
+            if batch is not None:
+                self.decide(*batch, done)
+            elif self._due:
+                self._arm()
 
         def done(result: Any, error: BaseException | None) -> None:
+            if error is None and result["succeeded"]:
+                write()
+                return
+            self._due.update(dict.fromkeys(units))
+            self._globals_due = self._freed = True
             if error is not None:
                 logger.info("placements were not written: %s", error)
                 self.after(0.2, self._arm)
-            elif more or not result["succeeded"]:
+            else:
                 self._arm()
 
-        self.decide(compares, changes, done)
+        write()
 
 
 class _Steps:
@@ -508,25 +584,23 @@ class _Steps:
             changes += view.moved(unit, lost, machine, LOST)
         self._groups.append((conditions, changes))
 
-    def first_batch(self) -> tuple[list[Any], list[Any], bool] | None:
-        """Conditions and changes that fit in one transaction, and whether more are left."""
+    def batches(self) -> Iterator[tuple[list[Any], list[Any]]]:
+        """Conditions and changes of one transaction after the other."""
         compares: list[Any] = []
         changes: list[Any] = []
-        written: set[bytes] = set()  # a transaction writes a key once: what comes later waits for the next pass
+        written: set[bytes] = set()  # a transaction writes a key once: what comes later goes into the next
         for conditions, steps in self._groups:
             if max(len(conditions), len(steps)) > TXN_OPERATIONS_MAX:
                 logger.error("a decision of more than %d steps cannot be written; it begins with %s", TXN_OPERATIONS_MAX, steps[0][:2])
                 continue
-            most = max(len(compares) + len(conditions), len(changes) + len(steps))
+            fresh = [condition for condition in conditions if condition not in compares]
+            most = max(len(compares) + len(fresh), len(changes) + len(steps))
             keys = {step[1] for step in steps}
             if changes and (most > TXN_OPERATIONS_MAX or keys & written):
-                return compares, changes, True
-            compares += conditions
+                yield compares, changes
+                compares, changes, written, fresh = [], [], set(), conditions
+            compares += fresh
             changes += steps
             written |= keys
-        return (compares, changes, False) if changes else None
-
-
-def _is_job(spec: UnitSpec) -> bool:
-    """Whether a unit's work comes to an end."""
-    return spec.type == "oneshot" and not spec.remain_after_exit and not spec.is_global
+        if changes:
+            yield compares, changes

@@ -26,6 +26,14 @@ class Known(Mapping[str, tuple[dict[str, Any], int]]):
         self._read: dict[str, tuple[dict[str, Any], int]] = {}
         self._aliases: dict[str, str] | None = None
 
+    def update(self, unit: str, item: Item | None) -> bool:
+        """A unit is stored so now, or (None) not any more; False if all must be read anew, for names may have changed."""
+        before = self._items.pop(unit, None)
+        self._read.pop(unit, None)
+        if item is not None:
+            self._items[unit] = item
+        return not any(one is not None and b"Alias=" in one.value for one in (before, item))
+
     def __getitem__(self, unit: str) -> tuple[dict[str, Any], int]:
         if unit not in self._read:
             item = self._items[unit]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .store import Event
+from .store import Event, prefix_end
 
 #: Watches one hub may hold.
 WATCHES_MAX = 100_000
@@ -18,9 +18,12 @@ class TooManyWatchesError(Exception):
 
 
 class WatchHub:
-    """Watches by exact key (a dictionary) and by range (a list)."""
+    """Watches by exact key and by prefix (dictionaries), and by other ranges (a list)."""
 
     def __init__(self) -> None:
+        self._by_prefix: dict[bytes, dict[int, None]] = {}
+        self._lengths: dict[int, int] = {}  # of prefixes, with how many have it
+        self._odd: dict[int, tuple[bytes, bytes]] = {}
         self._by_key: dict[bytes, dict[int, None]] = {}
         self._ranges: dict[int, tuple[bytes, bytes]] = {}
         self._keys: dict[int, bytes] = {}
@@ -35,8 +38,15 @@ class WatchHub:
         if end is None:
             self._by_key.setdefault(key, {})[watch] = None
             self._keys[watch] = key
+            return
+        self._ranges[watch] = (key, end)
+        if key and end == prefix_end(key):
+            watches = self._by_prefix.setdefault(key, {})
+            if not watches:
+                self._lengths[len(key)] = self._lengths.get(len(key), 0) + 1
+            watches[watch] = None
         else:
-            self._ranges[watch] = (key, end)
+            self._odd[watch] = (key, end)
 
     def remove(self, watch: int) -> None:
         """Forget a watch; unknown ids are passed over."""
@@ -45,7 +55,14 @@ class WatchHub:
             del self._by_key[key][watch]
             if not self._by_key[key]:
                 del self._by_key[key]
-        self._ranges.pop(watch, None)
+        low, _ = self._ranges.pop(watch, (b"", b""))
+        if self._odd.pop(watch, None) is None and watch in self._by_prefix.get(low, ()):
+            del self._by_prefix[low][watch]
+            if not self._by_prefix[low]:
+                del self._by_prefix[low]
+                self._lengths[len(low)] -= 1
+                if not self._lengths[len(low)]:
+                    del self._lengths[len(low)]
 
     def match(self, events: Iterable[Event]) -> dict[int, list[Event]]:
         """The events that each watch must hear of."""
@@ -56,7 +73,10 @@ class WatchHub:
                 key = change.key
                 for watch in self._by_key.get(key, ()):
                     hit[watch] = None
-                for watch, (low, high) in self._ranges.items():
+                for length in self._lengths:
+                    for watch in self._by_prefix.get(key[:length], ()):
+                        hit[watch] = None
+                for watch, (low, high) in self._odd.items():
                     if low <= key and (not high or key < high):
                         hit[watch] = None
             note = event.note

@@ -11,6 +11,8 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sortedcontainers import SortedList
+
 from .spec import UnitSpec
 
 #: More than this share of the machines lost at once is taken for a fault of ours: move nothing.
@@ -56,18 +58,74 @@ class Placements:
     leaving: dict[str, set[str]] = field(default_factory=dict)
     #: machines on which a unit failed of late: others are taken first
     failed_on: dict[str, set[str]] = field(default_factory=dict)
+    #: machines by how many units they have, then by id; made when it is first asked for
+    _by_load: SortedList[tuple[int, str]] | None = None
+    #: units whose rules bind others (Conflicts=, Replaces=), by machine; made when it is first asked for
+    _binding: dict[str, set[str]] = field(default_factory=dict)
 
     def place(self, unit: str, machine: str) -> None:
         """Book a unit on a machine."""
+        here = self.on.setdefault(machine, set())
+        if unit in here:
+            return
         self.where.setdefault(unit, set()).add(machine)
-        self.on.setdefault(machine, set()).add(unit)
+        if self._by_load is not None and machine in self.machines:
+            self._by_load.discard((len(here), machine))
+            self._by_load.add((len(here) + 1, machine))
+        here.add(unit)
+        if machine in self._binding and self._binds(unit):
+            self._binding[machine].add(unit)
 
     def remove(self, unit: str, machine: str) -> None:
         """Take a unit off a machine."""
+        here = self.on.get(machine, set())
+        if unit not in here:
+            return
         self.where.get(unit, set()).discard(machine)
         if not self.where.get(unit):
             self.where.pop(unit, None)
-        self.on.get(machine, set()).discard(unit)
+        if self._by_load is not None and machine in self.machines:
+            self._by_load.discard((len(here), machine))
+            self._by_load.add((len(here) - 1, machine))
+        here.discard(unit)
+        if machine in self._binding:
+            self._binding[machine].discard(unit)
+
+    def set_machine(self, candidate: Candidate) -> None:
+        """A machine is there, or another one than it was."""
+        if candidate.id not in self.machines and self._by_load is not None:
+            self._by_load.add((len(self.on.get(candidate.id, ())), candidate.id))
+        self.machines[candidate.id] = candidate
+
+    def drop_machine(self, machine: str) -> None:
+        """A machine is gone; units are taken off it one by one."""
+        if self.machines.pop(machine, None) is not None and self._by_load is not None:
+            self._by_load.discard((len(self.on.get(machine, ())), machine))
+
+    def set_spec(self, unit: str, spec: UnitSpec | None) -> None:
+        """A unit's file is this one; None: there is no such unit, or none that can be read."""
+        if spec is None:
+            self.units.pop(unit, None)
+        else:
+            self.units[unit] = spec
+        for machine in self.where.get(unit, ()):
+            self._binding.pop(machine, None)
+
+    def by_load(self) -> Iterable[str]:
+        """Machines, those with the fewest units first, then by id."""
+        if self._by_load is None or len(self._by_load) != len(self.machines):
+            self._by_load = SortedList((len(self.on.get(machine, ())), machine) for machine in self.machines)
+        return (machine for _, machine in self._by_load)
+
+    def binding(self, machine: str) -> set[str]:
+        """Units on a machine whose rules say what else may be there."""
+        if machine not in self._binding:
+            self._binding[machine] = {unit for unit in self.on.get(machine, ()) if self._binds(unit)}
+        return self._binding[machine]
+
+    def _binds(self, unit: str) -> bool:
+        spec = self.units.get(unit)
+        return spec is not None and bool(spec.conflicts or spec.replaces)
 
     def reserved(self, machine: str, without: Iterable[str] = ()) -> tuple[float, int]:
         """Processors and bytes that units on a machine have reserved, those that are leaving among them."""
@@ -133,7 +191,7 @@ def _neighbours_refusal(spec: UnitSpec, machine: Candidate, state: Placements) -
     for peer in spec.machine_of:
         if peer not in here:
             return f"MachineOf={peer}: that unit is not on this machine"
-    for other in sorted(here):
+    for other in sorted(here) if spec.conflicts else sorted(state.binding(machine.id)):
         if other == name:
             continue
         pattern = matching(spec.conflicts, other)
@@ -196,13 +254,27 @@ def matching(patterns: Iterable[str], name: str) -> str:
 def choose(spec: UnitSpec, state: Placements) -> tuple[str, dict[str, str]]:
     """The machine for a unit (empty if none), and the reason of every machine refused."""
     refusals: dict[str, str] = {}
-    rank = _ranking(spec, state)
-    for machine in sorted(state.machines, key=rank):
+    for machine in _best_first(spec, state):
         why = refusal(spec, state.machines[machine], state)
         if not why:
             return machine, refusals
         refusals[machine] = why
     return "", refusals
+
+
+def _best_first(spec: UnitSpec, state: Placements) -> Iterable[str]:
+    """Machines in the order in which a unit would have them; without wishes of its own that order is known."""
+    if spec.affinity or spec.spread or spec.cpu or spec.memory or spec.placement == "pack":
+        yield from sorted(state.machines, key=_ranking(spec, state))
+        return
+    failed = state.failed_on.get(spec.name.full, ())
+    worse = []
+    for machine in state.by_load():
+        if machine in failed or state.machines[machine].flapping:
+            worse.append(machine)
+        else:
+            yield machine
+    yield from sorted(worse, key=_ranking(spec, state))
 
 
 def _ranking(spec: UnitSpec, state: Placements) -> _Ranking:

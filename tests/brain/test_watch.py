@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brain import tree  # noqa: F401 - registers the commands of the v2 tree
+from brain import (
+    kv,  # noqa: F401 - registers the commands of keys
+    tree,  # noqa: F401 - registers the commands of the v2 tree
+)
 from brain import watch as watch_module
 from brain.store import Event, Store
 from brain.watch import TooManyWatchesError, WatchHub, select
