@@ -1,15 +1,14 @@
 """The desk: where machines without a vote get what they need of the brain.
 
 Every voter has one.  Agents ask for commits, reads, keepalives and for what happened since
-a revision; an answer says all that the next question needs, so the desk remembers nothing of
-an agent and any voter may answer the next one.  What an agent may see and change is its own:
-see ``agent_rights.py``.
+a revision.  What the desk remembers of an agent only spares it a look at history: any voter may
+answer the next question.  What an agent may see and change is its own: see ``agent_rights.py``.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from brain.store import Event, Item, Store
@@ -22,7 +21,7 @@ from . import agent_rights
 from .agent_rights import NotAllowed, UnknownAgent
 from .brain_client import AGENTS, BrainActor
 from .raft_messages import (
-    CORRUPT,
+    OVERLOADED,
     BrainError,
     BrainUp,
     KeepAlive,
@@ -43,8 +42,12 @@ ANSWER_BYTES_MAX = 2 * 1024 * 1024
 ANSWER_KEYS_MAX = 10_000
 #: Longest wait of one question for events, in seconds.
 WAIT_S_MAX = 30.0
-#: Questions for events that may wait here at once.
+#: Ranges that are followed here at once, by all agents.
 FOLLOWS_MAX = 50_000
+#: Events that are kept for one who does not fetch them, and seconds after which a range is not followed any more.
+NEWS_MAX, UNUSED_S = 2_000, 60.0
+#: Revisions of history that are looked through for one question: who lacks more reads its range anew.
+BEHIND_MAX = 1_000
 
 
 @wire(40)
@@ -101,9 +104,14 @@ def unpacked(fields: Any) -> tuple[bytes, Item | None]:
 
 @dataclass(slots=True)
 class _Follow:
-    """A question that waits for events."""
+    """What an agent follows: kept from one question to the next."""
 
-    promise: Promise
+    agent: str
+    since: int  # what happened from this revision on is known here
+    used: float
+    watch: int = 0  # 0 while it is being made
+    news: list[Event] = field(default_factory=list)  # what the agent did not confirm yet
+    asker: Promise | None = None
     timer: Timer | None = None
 
 
@@ -113,7 +121,8 @@ class Desk(BrainActor):
     def __init__(self, raft_ref: Any) -> None:
         super().__init__(raft_ref)
         self._known: Any = None
-        self._follows: dict[int, _Follow] = {}
+        self._follows: dict[tuple[str, bytes, bytes | None], _Follow] = {}
+        self._by_watch: dict[int, _Follow] = {}
         self._early_news: dict[int, list[Event]] = {}
         self._starting = 0
         self.asked: dict[str, int] = {}
@@ -121,6 +130,7 @@ class Desk(BrainActor):
     def on_start(self) -> None:
         """Know who the agents are."""
         self._known = self.mirror(AGENTS, lambda items: None, lambda *_: None)
+        self.every(UNUSED_S / 4, self._end_unused)
 
     @handles(FromAgent)
     def _from_agent(self, envelope: FromAgent) -> Any:
@@ -203,10 +213,29 @@ class Desk(BrainActor):
 
     def _follow(self, agent: str, message: AgentFollow) -> Promise:
         agent_rights.check_range(agent, message.key, message.end)
-        if len(self._follows) >= FOLLOWS_MAX:
-            raise NotAllowed(f"follows_max: {FOLLOWS_MAX} questions for events wait here already")
-        promise = Promise()
-        wait = min(max(message.wait_ms, 0) / 1000, WAIT_S_MAX)
+        key = (agent, message.key, message.end)
+        follow = self._follows.get(key)
+        if follow is not None and follow.since > message.start:
+            self._end(key)
+            follow = None
+        if follow is None:
+            if len(self._follows) >= FOLLOWS_MAX:
+                raise NotAllowed(f"follows_max: {FOLLOWS_MAX} ranges are followed here already")
+            follow = self._follows[key] = _Follow(agent, message.start, self.now())
+            self._begin(key, follow, message)
+        self._answer(follow)  # of two questions only the later counts
+        follow.used = self.now()
+        promise = follow.asker = Promise()
+        follow.since = message.start
+        follow.news = [event for event in follow.news if event.revision >= message.start]
+        if follow.news:
+            self._answer(follow)
+        else:
+            wait = min(max(message.wait_ms, 0) / 1000, WAIT_S_MAX)
+            follow.timer = self.after(wait, lambda: self._answer(follow))
+        return promise
+
+    def _begin(self, key: tuple[str, bytes, bytes | None], follow: _Follow, message: AgentFollow) -> None:
         self._starting += 1
 
         def watching(answer: Any, error: BaseException | None) -> None:
@@ -214,27 +243,25 @@ class Desk(BrainActor):
             early = self._early_news
             if not self._starting:
                 self._early_news = {}
+            if self._follows.get(key) is not follow:
+                if error is None:
+                    self.raft_ref.offer(Unwatch(answer.watch))
+                return
             if error is not None:
-                promise.fail(error)
+                self._end(key, error)
                 return
             assert isinstance(answer, Watching)
-            news = early.pop(answer.watch, None)
-            if news is not None:
-                if answer.watch:
-                    self.raft_ref.offer(Unwatch(answer.watch))
-                promise.reply(_told(news))
-                return
-            follow = self._follows[answer.watch] = _Follow(promise)
-            follow.timer = self.after(wait, lambda: self._end(answer.watch, []))
+            follow.watch = answer.watch
+            self._by_watch[answer.watch] = follow
+            self._add(follow, early.pop(answer.watch, []))
 
-        start = Watch(message.key, message.end, message.start, self.actor_ref)
+        start = Watch(message.key, message.end, message.start, self.actor_ref, behind_max=BEHIND_MAX)
         self.ask_then(self.raft_ref, start, 5.0, watching)
-        return promise
 
     @handles(Watched)
     def _on_watched(self, message: Watched) -> None:
-        if message.watch in self._follows:
-            self._end(message.watch, message.events)
+        if message.watch in self._by_watch:
+            self._add(self._by_watch[message.watch], message.events)
         elif message.watch in self.mirrors:
             self.mirrors[message.watch].take(message.events)
         else:
@@ -243,22 +270,44 @@ class Desk(BrainActor):
             if self.watches_starting or not self._starting:
                 super()._on_watched(message)
 
-    def _end(self, watch: int, events: list[Event]) -> None:
-        follow = self._follows.pop(watch, None)
-        if follow is None:
-            return
+    def _add(self, follow: _Follow, events: list[Event]) -> None:
+        follow.news += events
+        if follow.news:
+            self._answer(follow)
+        if len(follow.news) > NEWS_MAX:  # nobody fetches it
+            self._end(next(key for key, known in self._follows.items() if known is follow))
+
+    def _answer(self, follow: _Follow) -> None:
+        """Whoever asks gets what there is."""
         if follow.timer is not None:
             follow.timer.cancel()
-        self.raft_ref.offer(Unwatch(watch))
-        follow.promise.reply(_told(events))
+            follow.timer = None
+        asker, follow.asker = follow.asker, None
+        if asker is not None:
+            asker.reply(_told(follow.news))
+
+    def _end(self, key: tuple[str, bytes, bytes | None], error: BaseException | None = None) -> None:
+        follow = self._follows.pop(key)
+        if follow.watch:
+            self._by_watch.pop(follow.watch, None)
+            self.raft_ref.offer(Unwatch(follow.watch))
+        asker, follow.asker = follow.asker, None
+        if follow.timer is not None:
+            follow.timer.cancel()
+        if asker is not None:
+            asker.fail(error or BrainError(OVERLOADED, "too much happened meanwhile; ask once more"))
+
+    def _end_unused(self) -> None:
+        for key, follow in list(self._follows.items()):
+            if follow.asker is None and self.now() - follow.used > UNUSED_S:
+                self._end(key)
 
     @handles(BrainUp)
     def _on_brain_up(self, message: BrainUp) -> None:
         """The peer lives anew: who waits asks again."""
         super()._on_brain_up(message)
-        for watch in list(self._follows):
-            follow = self._follows.pop(watch)
-            follow.promise.fail(BrainError(CORRUPT, "the voter's peer was started again; ask once more"))
+        for key in list(self._follows):
+            self._end(key, BrainError(OVERLOADED, "the voter's peer was started again; ask once more"))
 
 
 def _told(events: list[Event]) -> list[Any]:

@@ -76,6 +76,8 @@ class Watch:
     #: bytes of history handed over at a time; when there is more the answer's ``watch`` is 0, and
     #: the subscriber asks again from behind what it was given.  0: all of it at once.
     piece: int = 0
+    #: revisions of history that are looked through at most; who lacks more is refused as if it were gone.  0: all
+    behind_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

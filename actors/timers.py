@@ -42,16 +42,36 @@ class Timers(BesideLeader):
         super().__init__(ports, raft_ref)
         self._specs: dict[tuple[str, str], TimerSpec | None] = {}
         self._next: Timer | None = None
+        self._names: set[str] = set()  # of timers that are stored
+        self._targets: set[str] = set()  # units that started timers start
+        self._said: dict[str, set[bytes]] = {}  # keys of states, by unit
         self.fired = 0
 
     def on_picture(self) -> None:
         """A timer may be due."""
+        self._names, self._said = set(), {}
+        for prefix in (UNITS, STATES):
+            for key in self.items(prefix):
+                self._note(key, True)
         self._arm(0.0)
 
     def on_change(self, key: bytes, item: Item | None, before: Item | None) -> None:
-        """A timer may be due, if there is any."""
-        if not key.startswith(UNITS) or key.endswith(b".timer") or self._started():
+        """A timer may be due, if there is any that this is about."""
+        unit = self._note(key, item is not None)
+        if unit in self._targets or unit.endswith(".timer"):
             self._arm(0.0)
+
+    def _note(self, key: bytes, is_there: bool) -> str:
+        """Keep what is asked for by name; the unit that a key is about."""
+        unit = key.rpartition(b"/")[2].decode()
+        if key.startswith(STATES):
+            keys = self._said.setdefault(unit, set())
+            (keys.add if is_there else keys.discard)(key)
+            if not keys:
+                del self._said[unit]
+        elif key.startswith(UNITS) and unit.endswith(".timer"):
+            (self._names.add if is_there else self._names.discard)(unit)
+        return unit
 
     def _started(self) -> bool:
         return bool(self.items(TIMERS))
@@ -88,13 +108,12 @@ class Timers(BesideLeader):
 
     def _wanted(self) -> dict[str, tuple[dict[str, Any], TimerSpec]]:
         found = {}
-        for key, item in self.items(UNITS).items():
-            if key.endswith(b".timer"):
-                name = key[len(UNITS) :].decode()
-                wanted = json.loads(item.value)
-                spec = self._spec(name, wanted) if wanted["desired"] == "launched" else None
-                if spec is not None:
-                    found[name] = (wanted, spec)
+        for name in self._names:
+            wanted = json.loads(self.items(UNITS)[UNITS + name.encode()].value)
+            spec = self._spec(name, wanted) if wanted["desired"] == "launched" else None
+            if spec is not None:
+                found[name] = (wanted, spec)
+        self._targets = {spec.unit for _, spec in found.values()}
         return found
 
     def _spec(self, name: str, wanted: dict[str, Any]) -> TimerSpec | None:
@@ -108,9 +127,8 @@ class Timers(BesideLeader):
         return self._specs[key]
 
     def _states(self, unit: str) -> list[dict[str, Any]]:
-        tail = b"/" + unit.encode()
         items = self.items(STATES)
-        return [json.loads(item.value) for key, item in items.items() if key.endswith(tail)]
+        return [json.loads(items[key].value) for key in sorted(self._said.get(unit, ()))]
 
     def _target(self, unit: str) -> Target:
         states = self._states(unit)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from brain.store import Event
+from brain.store import Event, StoreError
 from brain.watch import WatchHub, select
 
 from .raft_messages import Watch, Watched, Watching
@@ -48,6 +48,8 @@ class Watches:
         """
         store = self._peer.store
         backlog: list[Event] = []
+        if message.start and message.behind_max and store.revision - message.start >= message.behind_max:
+            raise StoreError("compacted", f"more than {message.behind_max} revisions are to be looked through since {message.start}")
         if message.start and message.start <= store.revision:
             hub = WatchHub()
             hub.add(0, message.key, message.end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -30,21 +31,28 @@ def _machine_list(control: Control, _: dict[str, Any]) -> Promise:
 
     def done(status: Any, error: BaseException | None) -> None:
         voters = set(status["voters"]) if error is None else set()
-        promise.reply([_machine(control, m, a, voters) for m, a in sorted(
+        counts = _counts(control)
+        promise.reply([_machine(control, m, a, voters, counts) for m, a in sorted(
             control.machines().items(), key=lambda pair: pair[1]["name"])])  # fmt: skip
 
     control.ask_then(control.raft_ref, Status(), 6.0, done)
     return promise
 
 
-def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[str]) -> dict[str, Any]:
+def _counts(control: Control) -> Counter[str]:
+    """How many units each machine has."""
+    return Counter(machine for where in control.places().values() for machine in where)
+
+
+def _machine(
+    control: Control, machine: str, about: dict[str, Any], voters: set[str], counts: Counter[str]
+) -> dict[str, Any]:
     alive = control.items(ALIVE).get(ALIVE + machine.encode())
-    count = sum(machine in where for where in control.places().values())
     order = _order(control, machine)
     return {
         "id": machine, "name": about["name"], "address": about["address"],
         "metadata": metadata(about, order), "state": state_of(control, machine),
-        "voter": machine in voters, "role": about.get("role", "voter"), "units": count, "version": about["version"],
+        "voter": machine in voters, "role": about.get("role", "voter"), "units": counts[machine], "version": about["version"],
         "slot": about.get("slot", ""),
         "last_seen_s": 0.0 if alive is not None else None, "endpoint": about["endpoint"],
     }  # fmt: skip
@@ -54,7 +62,7 @@ def _machine(control: Control, machine: str, about: dict[str, Any], voters: set[
 def _machine_show(control: Control, args: dict[str, Any]) -> Any:
     machine = control.find_machine(str(args["machine"]))
     about = control.machines()[machine]
-    shown = _machine(control, machine, about, set())
+    shown = _machine(control, machine, about, set(), _counts(control))
     del shown["voter"]
     shown |= {"cpus": about.get("cpus", 0.0), "memory": about.get("memory", 0)}
     shown["reserved_cpus"], shown["reserved_memory"] = all_placements(control).reserved(machine)

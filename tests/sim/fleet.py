@@ -65,6 +65,7 @@ class Fleet:
         #: makes the slots of a machine, and says which version its next start is of
         self.slots_of: Callable[[SimMachine], Any] | None = None
         self._about = about or {}
+        self.settings = PeerSettings(raft=Settings(), snapshot_entries=200, trailing_entries=50, segment_bytes=64 * 1024)
         self.seed = seed
         self.world = world
         self.books = Books(world)
@@ -122,10 +123,7 @@ class Fleet:
             machine.disk.install(name, data)
         dispatcher = SimDispatcher(machine)
         ports, identity, fatal = self._ports(machine)
-        settings = PeerSettings(
-            raft=Settings(), snapshot_entries=200, trailing_entries=50, segment_bytes=64 * 1024
-        )
-        company = boot(identity, "cluster", ports, dispatcher, dispatcher, None, fatal, settings)
+        company = boot(identity, "cluster", ports, dispatcher, dispatcher, None, fatal, self.settings)
         machine.net.on_link(company.router.link_changed)  # type: ignore[union-attr]
         return company
 
