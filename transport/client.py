@@ -16,6 +16,9 @@ from .handshake import CLIENT, GUEST, MACHINE, Handshake, Hello
 from .router import RemoteError
 from .tls import identity_of
 
+#: Longest time that one endpoint has to answer before the next is tried, in seconds.
+CONNECT_S_MAX = 5.0
+
 
 class UnreachableError(Exception):
     """None of the endpoints answered; the text names each with its reason."""
@@ -87,20 +90,21 @@ class Client:
 
     def _connect(self, deadline: float) -> None:
         reasons = []
-        for endpoint in self._endpoints:
+        for left, endpoint in zip(range(len(self._endpoints), 0, -1), self._endpoints, strict=True):
+            share = (deadline - time.monotonic()) / left  # one that is silent leaves time for the others
             try:
-                self._open(endpoint, deadline)
+                self._open(endpoint, max(0.05, min(CONNECT_S_MAX, share)))
                 return
             except (OSError, FrameError, ValueError) as error:
                 self.close()
                 reasons.append(f"{endpoint}: {_reason(error)}")
         raise UnreachableError("; ".join(reasons) or "no endpoint is configured")
 
-    def _open(self, endpoint: str, deadline: float) -> None:
+    def _open(self, endpoint: str, wait: float) -> None:
         host, colon, port = endpoint.rpartition(":")
         if not colon or not port.isdigit():
             raise ValueError("an endpoint is HOST:PORT")
-        wait = max(0.05, min(5.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + wait
         raw = socket.create_connection((host.strip("[]"), int(port)), wait)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = raw

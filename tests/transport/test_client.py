@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,14 @@ def test_a_client_finds_the_endpoint_that_answers(door: Door, cluster: Cluster) 
     client = Client([f"{LOOPBACK}:1", "nonsense", door.endpoint], credentials(cluster))
     assert client.ask("x", 5) == ["client", "x"]
     client.close()
+
+
+def test_an_endpoint_that_is_silent_leaves_time_for_the_next(door: Door, cluster: Cluster) -> None:
+    """A host that is cut off, or stopped, takes connections or packets and says nothing."""
+    with socket.create_server((LOOPBACK, 0)) as silent:
+        client = Client([f"{LOOPBACK}:{silent.getsockname()[1]}", door.endpoint], credentials(cluster))
+        assert client.ask("x", 4) == ["client", "x"]
+        client.close()
 
 
 def test_every_endpoint_is_named_with_its_reason(cluster: Cluster) -> None:
