@@ -23,6 +23,7 @@ from .agent import Agent
 from .agent_control import AgentControl
 from .control import Authority, Control
 from .desk import Desk
+from .electorate import Electorate
 from .lock_manager import LockManager
 from .machine import Identity, Machine
 from .raft_peer import PeerSettings, RaftPeer
@@ -48,6 +49,7 @@ class Company:
     timers: Ref | None = None
     rollouts: Ref | None = None
     desk: Ref | None = None
+    electorate: Ref | None = None
     lock_manager: Ref | None = None
     updater: Ref | None = None
 
@@ -114,6 +116,7 @@ def boot(
     company.desk = system.spawn(Desk, raft, name="desk", limit=LIMIT)
     _spawn_machine(company, identity, ports)
     company.scheduler = system.spawn(Scheduler, ports, raft, name="scheduler", limit=LIMIT)
+    company.electorate = system.spawn(Electorate, ports, raft, name="electorate", limit=LIMIT)
     company.timers = system.spawn(Timers, ports, raft, name="timers", limit=LIMIT)
     company.rollouts = system.spawn(Rollouts, ports, raft, name="rollouts", limit=LIMIT)
     return company

@@ -46,7 +46,9 @@ def changed(config: Config, message: ChangeConfig, caught_up: Callable[[str], bo
     """The configuration after a change; raises :class:`BrainError` for one that cannot be made.
 
     ``add_learner`` adds a member without a vote, ``promote`` gives it one when it has caught
-    up, ``remove`` takes it out, ``update`` changes its name and addresses.
+    up, ``replace`` does so and takes the vote of the voter that ``info`` names, ``demote``
+    leaves a member without its vote, ``remove`` takes it out, ``update`` changes its name and
+    addresses.
     """
     member = message.member
     others = tuple(entry for entry in config.info if entry[0] != member)
@@ -65,6 +67,17 @@ def changed(config: Config, message: ChangeConfig, caught_up: Callable[[str], bo
         if not caught_up(member):
             raise BrainError("not_caught_up", f"{member} has not caught up with the log yet")
         return replace(config, voters=config.voters | {member}, learners=config.learners - {member})
+    if message.change == "replace":
+        instead_of = message.info[0]
+        if member not in config.learners or instead_of not in config.voters:
+            raise BrainError("missing", f"{member} has no vote to be given, or {instead_of} none to give")
+        if not caught_up(member):
+            raise BrainError("not_caught_up", f"{member} has not caught up with the log yet")
+        return replace(config, voters=config.voters - {instead_of} | {member}, learners=config.learners - {member} | {instead_of})
+    if message.change == "demote":
+        if member not in config.voters or len(config.voters) == 1:
+            raise BrainError("missing", f"{member} has no vote, or the only one")
+        return replace(config, voters=config.voters - {member}, learners=config.learners | {member})
     if message.change == "remove":
         # its address stays known: until the joint configuration is left its vote may be needed
         return replace(config, voters=config.voters - {member}, learners=config.learners - {member})

@@ -153,7 +153,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class ChangeConfig:
-    """Ask: change the members; ``change`` is ``add_learner``, ``promote`` or ``remove``."""
+    """Ask: change the members; ``change``: see ``membership.changed``."""
 
     change: str
     member: str

@@ -54,6 +54,20 @@ def cluster_token(session: Session, role: str, ttl: int, as_json: bool) -> None:
     print_json(answer) if as_json else click.echo(answer["token"])
 
 
+@cluster.command("voters")
+@click.argument("size", type=int, required=False)
+@as_json_option
+@pass_session
+def cluster_voters(session: Session, size: int | None, as_json: bool) -> None:
+    """Show who votes and who stands by; with SIZE (1, 3, 5, 7, 9), at most so many vote from now on."""
+    answer = session.ask("cluster.voters", size=size)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"at most {answer['size']} vote: {', '.join(answer['voters'])}")
+        click.echo(f"stand by: {', '.join(answer['standby']) or 'none'}")
+
+
 @cluster.group("snapshot")
 def snapshot() -> None:
     """Backups of the brain."""

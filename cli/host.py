@@ -380,9 +380,10 @@ class Host:
         await opened
 
     async def _introduce(self) -> None:
-        """Tell the others this host's name and addresses where they changed; then ask for the vote.
+        """Tell the others this host's name and addresses where they changed.
 
-        A joined voter is a learner until it has caught up.
+        A joined voter is a learner until the electorate gives it a vote; where only the brain
+        runs there is none, and a member asks for it itself.
         """
         if self.membership.role == AGENT:
             await self._follow_voters()
@@ -396,7 +397,7 @@ class Host:
                 self._remember(status["info"])
             if known is not None and tuple(known) != mine:
                 await self._ask_raft(ChangeConfig("update", machine, mine))
-            elif known is not None and self.membership.wants_vote:
+            elif known is not None and self._brain_only and self.membership.wants_vote:
                 _, error = await self._ask_raft(ChangeConfig("promote", machine))
                 if error is None:
                     self.membership.wants_vote = False

@@ -155,6 +155,7 @@ class Workloads:
         for shim in self.shims.values():
             shim.alive = False
             if shim.main is not None:
+                shim.main = None  # a signal that is still on its way finds nobody
                 self.books.ended(shim.unit, self.machine.name)
         self.shims.clear()
         self.stop_at = self.kill_at = 0.0

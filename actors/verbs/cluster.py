@@ -8,11 +8,13 @@ import re
 from typing import Any
 
 from brain.store import Store
+from fleet import electorate
 from kernel.mailbox import Promise
 from transport.tls import fingerprint
 
-from ..brain_client import AGENTS, TOKENS
-from ..control import BadRequest, Command, Control, verb
+from ..brain_client import AGENTS, ELECTORATE, TOKENS, to_json
+from ..control import BadRequest, Command, Control, Then, verb
+from ..electorate import size_of
 from ..raft_messages import ChangeConfig, Query, Save, Status, TransferLeadership
 
 
@@ -195,6 +197,36 @@ def _promote(control: Control, args: dict[str, Any]) -> Promise:
     """A learner that has caught up becomes a voter (a joining host asks this for itself)."""
     promise = Promise()
     control.relay(control.raft_ref, ChangeConfig("promote", str(args["machine"])), promise)
+    return promise
+
+
+@verb("cluster.voters")
+def _voters(control: Control, args: dict[str, Any]) -> Promise:
+    """How many machines vote at most, and who does; ``size`` states another number."""
+    promise = Promise()
+
+    def shown(status: Any) -> None:
+        names = [status["info"].get(m, [m])[0] for m in status["voters"]]
+        ready = [status["info"].get(m, [m])[0] for m in status["learners"]]
+
+        def read(store: Store) -> Any:
+            item = store.live.get(ELECTORATE)
+            return {"size": size_of({ELECTORATE: item} if item is not None else {}), "voters": sorted(names), "standby": sorted(ready)}
+
+        control.query(read, promise, True)
+
+    def asked(_: Any = None) -> None:
+        inner = Promise()
+        inner.bind(Then(shown, promise.fail))
+        control.relay(control.raft_ref, Status(), inner)
+
+    size = args.get("size")
+    if size is None:
+        asked()
+    elif type(size) is not int or size not in electorate.VOTERS_ACCEPTED:
+        raise BadRequest(f"voters: one of {', '.join(map(str, electorate.VOTERS_ACCEPTED))}, not {size}")
+    else:
+        control.commit(["put", ELECTORATE, to_json({"voters": size})], promise, asked)
     return promise
 
 

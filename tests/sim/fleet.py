@@ -14,7 +14,7 @@ from actors.brain_client import AGENTS, to_json
 from actors.company import Company, boot, boot_agent, founding_snapshot
 from actors.control import Command
 from actors.machine import LEASE_S, Identity
-from actors.raft_messages import Propose
+from actors.raft_messages import ChangeConfig, Propose
 from actors.raft_peer import PeerSettings
 from brain.raft import Settings
 from kernel.ports import Ports
@@ -59,9 +59,11 @@ class Fleet:
     """``size`` machines with all their actors and ``units`` simulated workloads."""
 
     def __init__(
-        self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None, agents: int = 0
+        self, seed: int, size: int, world: World, about: dict[str, dict[str, Any]] | None = None, agents: int = 0,
+        standbys: int = 0,
     ) -> None:  # fmt: skip
-        """``about``: fields of the identity of machines, by name; ``agents``: machines without a vote besides."""
+        """``about``: fields of the identity of machines, by name; ``agents``: machines without a vote besides;
+        ``standbys``: how many of the machines are let in as learners, by :meth:`join`."""
         #: makes the slots of a machine, and says which version its next start is of
         self.slots_of: Callable[[SimMachine], Any] | None = None
         self._about = about or {}
@@ -70,6 +72,7 @@ class Fleet:
         self.world = world
         self.books = Books(world)
         self.members = {f"m{n}": (f"m{n}", f"m{n}", "") for n in range(1, size + 1)}
+        self.founders = frozenset(list(self.members)[: size - standbys])
         self.agents = [f"a{n}" for n in range(1, agents + 1)]
         self.machines: list[SimMachine] = []
         self.wanted: set[str] = set()
@@ -86,9 +89,16 @@ class Fleet:
     def start(self) -> None:
         """Power on all machines; those without a vote are let in."""
         for machine in self.machines:
-            machine.start()
+            if machine.name in self.founders or machine.name in self.agents:
+                machine.start()
         for name in self.agents:
             self._admit(name)
+
+    def join(self, name: str) -> None:
+        """What a voter has decided when another machine joins."""
+        change = ChangeConfig("add_learner", name, self.members[name])
+        self._until(lambda machine: machine.host.raft.ask(change, block=False), 30.0, f"{name} joins")
+        next(machine for machine in self.machines if machine.name == name).start()
 
     def _admit(self, name: str) -> None:
         """What a voter writes when a machine without a vote joins."""
@@ -119,7 +129,8 @@ class Fleet:
 
     def _boot(self, machine: SimMachine) -> Company:
         if not machine.disk.list():
-            name, data = founding_snapshot(self.members, frozenset(self.members))
+            founding = {name: info for name, info in self.members.items() if name in self.founders}
+            name, data = founding_snapshot(founding, self.founders)
             machine.disk.install(name, data)
         dispatcher = SimDispatcher(machine)
         ports, identity, fatal = self._ports(machine)
