@@ -9,10 +9,11 @@ SEEDS ?= 500
 ONCE ?=
 ENGINE ?=
 PICTURE_DIR ?= .argosy/demo$(if $(ENGINE),-containers)
+COMPUTING := tests/sim tests/brain tests/kernel tests/fleet tests/transport
 PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-update test check bench soak clean debian-demo debian-test wheel
+.PHONY: demo demo-update test check bench bench-fleet soak clean debian-demo debian-test wheel
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Argosy needs Python 3.11 or newer; set PYTHON=")'
@@ -49,16 +50,27 @@ wheel: $(TEST_STAMP)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation -o dist . >/dev/null
 
+# What only computes (the simulator, pure code) runs beside what mostly waits (real processes); it gives
+# way to that, and what it says comes after it.
 test: check debian-test wheel
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest
+	@mkdir -p .cache
+	@PYTHONHASHSEED=0 nice $(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING) >.cache/computing.log 2>&1 & \
+	computing=$$!; trap 'kill $$computing 2>/dev/null' INT TERM; \
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING)); waiting=$$?; \
+	wait $$computing; computed=$$?; cat .cache/computing.log; \
+	exit $$((waiting ? waiting : computed))
 
 soak: $(TEST_STAMP)
 	$(BIN)/python -m tests.sim.run --size 3 --seeds 0:$(SEEDS)
 	$(BIN)/python -m tests.sim.run --size 5 --seeds 0:$(SEEDS)
 	$(BIN)/python -m tests.sim.run_fleet --size 3 --seeds 0:$(SEEDS)
+	$(BIN)/python -m tests.sim.run_fleet --size 3 --agents 3 --seeds 0:$(SEEDS)
 
 bench: $(TEST_STAMP) debian-test
 	$(BIN)/python -m bench
+
+bench-fleet: $(TEST_STAMP)
+	PYTHONHASHSEED=0 $(BIN)/python -m bench.fleet --keep
 
 clean:
 	rm -rf $(VENV) dist build .cache .pytest_cache .mypy_cache .ruff_cache

@@ -183,12 +183,40 @@ def _lose(world: World, fleet: Fleet, result: Result, patience_s: float) -> None
     result.doubled = len(fleet.books.violations) + sum(len(where) > 1 for where in running.values())
 
 
+COLUMNS = (
+    ("machines", "machines", "{:,}"), ("units", "units", "{:,}"), ("running", "run", "{:,}"), ("first_s", "first s", "{:.1f}"),
+    ("p50_s", "p50 s", "{:.1f}"), ("p95_s", "p95 s", "{:.1f}"), ("p99_s", "p99 s", "{:.1f}"), ("last_s", "last s", "{:.1f}"),
+    ("per_s", "units/s", "{:.0f}"), ("virtual_last_s", "virtual s", "{:.1f}"), ("log_entries", "log entries", "{:,}"),
+    ("store_mib", "store MiB", "{:.0f}"), ("wire_bytes_per_machine", "wire B/machine", "{:,.0f}"), ("rss_gib", "RSS GiB", "{:.1f}"),
+    ("bytes_per_unit", "B/unit", "{:,.0f}"), ("idle_entries", "idle entries", "{}"), ("lost_units", "lost units", "{:,}"),
+    ("again_real_s", "again s", "{:.1f}"), ("again_virtual_s", "again virtual s", "{:.1f}"), ("doubled", "doubled", "{}"),
+)  # fmt: skip
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results in Markdown."""
+    head = "| " + " | ".join(title for _, title, _ in COLUMNS) + " |"
+    rows = ["| " + " | ".join(form.format(result[key]) for key, _, form in COLUMNS) + " |" for result in results]
+    return "\n".join([head, "|" + "---|" * len(COLUMNS), *rows])
+
+
+def keep(results: list[dict[str, Any]]) -> None:
+    """Beside the results of the other benchmarks, as JSON and Markdown."""
+    name = time.strftime("fleet-%Y-%m-%dT%H%M", time.gmtime())
+    folder = Path(__file__).parent / "results"
+    known = gather(folder, quick=False)
+    (folder / f"{name}.json").write_text(json.dumps({"facts": known, "fleet": results}, indent=1) + "\n")
+    machine = known["machine"]
+    about = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}; one process, one core of it."
+    (folder / f"{name}.md").write_text(f"# A simulated fleet with the real code\n\n{about}\n\n{table(results)}\n")
+
+
 def main(argv: list[str]) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.fleet", description=__doc__)
     parser.add_argument("--size", action="append", help="MACHINESxUNITS, repeatable")
     parser.add_argument("--patience", type=float, default=PATIENCE_S, help="real seconds for one size")
-    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--keep", action="store_true", help="keep the results beside those of the other benchmarks")
     options = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
     sizes = [tuple(map(int, size.split("x"))) for size in options.size or ()] or list(SIZES)
@@ -196,11 +224,12 @@ def main(argv: list[str]) -> int:
     for machines, units in sizes:
         result = measure(machines, units, options.patience)
         results.append(asdict(result))
-        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in asdict(result).items()}), flush=True)
+        print(table(results[-1:]), flush=True)
         gc.unfreeze()
         gc.collect()
-    if options.out:
-        options.out.write_text(json.dumps({"facts": gather(Path.cwd(), quick=False), "fleet": results}, indent=1) + "\n")
+    print(table(results))
+    if options.keep:
+        keep(results)
     return 0
 
 
