@@ -56,6 +56,8 @@ CHECK_S = 10.0
 BEHIND_MAX = 1000
 #: Results that a machine remembers to have had.
 RESULTS_MAX = 10
+#: How versions are found not to work: by the launcher, or by this actor.
+FOUND_BAD = ("damaged", "crashed", "hung", "unwell")
 #: The mark of a drain that is the updater's.
 OWN = "update"
 
@@ -108,6 +110,19 @@ class Updater(BrainActor):
         self._trial_since = self._drained_since = self.now()
         self.every(LOOK_S, self._look)
         self._read_record()
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether this machine updates itself."""
+        return self._ports.slots is not None
+
+    @property
+    def bad_versions(self) -> dict[str, int]:
+        """Versions that did not work here, as the boot record has them, by how that was found."""
+        found = dict.fromkeys(FOUND_BAD, 0)
+        for entry in self._record.bad.values() if self._record is not None else ():
+            found[how if (how := entry.get("found")) in found else "unwell"] += 1
+        return found
 
     # -- facts -----------------------------------------------------------------------------------
 

@@ -351,7 +351,7 @@ class Host:
         company, net = self.company, self.net
         sources = [observe.actor_families, observe.raft_families, observe.door_families]
         if not self._brain_only:
-            sources += [observe.fleet_families, observe.lock_families, observe.agent_families]
+            sources += [observe.fleet_families, observe.lock_families, observe.agent_families, observe.update_families]
         exporter = Exporter(
             *(lambda source=source: source(company) for source in sources),  # type: ignore[misc]
             lambda: observe.transport_families(company, net),

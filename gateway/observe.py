@@ -14,6 +14,7 @@ from actors.agent import Agent
 from actors.company import Company
 from actors.unit_manager import UnitManager
 from brain.raft import Role
+from fleet.updating import State
 from metrics.exporter import Family
 
 #: Where the kernel's smoothed round trip (microseconds) lies in ``struct tcp_info``.
@@ -340,6 +341,21 @@ def lock_families(company: Company) -> Iterable[Family]:
     yield from names.values()
     yield Family("counter", "argosy_lock_grants", "Locks granted through this host.").add(manager.grants)
     yield Family("counter", "argosy_lock_refusals", "Locks refused through this host.").add(manager.refusals)
+
+
+def update_families(company: Company) -> Iterable[Family]:
+    """What this machine's updater does; nothing where others update it."""
+    updater: Any = company.updater._mailbox.actor if company.updater is not None else None  # noqa: SLF001
+    if updater is None or not updater.has_slots:
+        return
+    states = Family("gauge", "argosy_update_state", "1 for the state that the update of this machine is in.", ("state",))
+    for state in State:
+        states.add(float(updater.decision.state is state), state.value)
+    yield states
+    bad = Family("gauge", "argosy_update_bad_versions", "Versions that were left again, by how it was found.", ("found",))
+    for how, count in updater.bad_versions.items():
+        bad.add(count, how)
+    yield bad
 
 
 def process_families() -> Iterable[Family]:

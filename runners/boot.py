@@ -52,19 +52,19 @@ class Record:
         """The slot that may be written."""
         return "B" if self.active == "A" else "A"
 
-    def note_bad(self, manifest: str, reason: str) -> None:
-        """Remember a version that did not work; the oldest are forgotten."""
+    def note_bad(self, manifest: str, reason: str, found: str) -> None:
+        """Remember a version that did not work, and how it was found; the oldest are forgotten."""
         about = next((slot for slot in self.slots.values() if slot.get("manifest") == manifest), {})
         self.bad.pop(manifest, None)
-        self.bad[manifest] = {"version": about.get("version", ""), "reason": reason}
+        self.bad[manifest] = {"version": about.get("version", ""), "reason": reason, "found": found}
         while len(self.bad) > BAD_MAX:
             self.bad.pop(next(iter(self.bad)))
 
-    def give_up(self, reason: str) -> None:
-        """The slot on trial is not started any more."""
+    def give_up(self, reason: str, found: str = "unwell") -> None:
+        """The slot on trial is not started any more; ``found``: how that was seen, in a word."""
         manifest = self.slots.get(self.trial, {}).get("manifest", "")
         if manifest:
-            self.note_bad(manifest, reason)
+            self.note_bad(manifest, reason, found)
         self.last = {"manifest": manifest, "version": self.slots.get(self.trial, {}).get("version", ""),
                      "result": "failed", "reason": reason, "returned": False}  # fmt: skip
         self.trial, self.tries = "", 0
@@ -121,10 +121,10 @@ def choose(folder: Path) -> tuple[str, Record]:
     record = load(folder)
     if record.trial:
         if record.slots.get(record.trial, {}).get("state") != "ok":
-            record.give_up("its slot is not whole")
+            record.give_up("its slot is not whole", "damaged")
             save(folder, record)
         elif record.tries <= 0:
-            record.give_up(f"it ended {TRIES} times before it was found good")
+            record.give_up(f"it ended {TRIES} times before it was found good", "crashed")
             save(folder, record)
         else:
             record.tries -= 1
@@ -191,7 +191,7 @@ class Launcher:
             except subprocess.TimeoutExpired:
                 now = load(self.folder) if slot else record
                 if slot and now.trial == slot and time.monotonic() - began > now.trial_s and not self._stopping:
-                    now.give_up(f"it was not found good in {now.trial_s:g} s")
+                    now.give_up(f"it was not found good in {now.trial_s:g} s", "hung")
                     save(self.folder, now)
                     self._child.kill()
 

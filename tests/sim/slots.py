@@ -16,8 +16,9 @@ from runners.slots import Slots
 class SimSlots:
     """The slots port of one life of a host."""
 
-    def __init__(self, machine: SimMachine, home: Path) -> None:
+    def __init__(self, machine: SimMachine, home: Path, publisher: Publisher) -> None:
         self.machine = machine
+        self.publisher = publisher
         self.slots = Slots(home)
         self.slot = boot.choose(self.slots.folder)[0]
         record = self.slots.record()
@@ -42,7 +43,7 @@ class SimSlots:
             self.machine.world.call_later(1.0, lambda: self.machine.alive or self.machine.start())
 
     def check_commands(self) -> list[str]:
-        return ["bad"] if "sick" in self.version else ["good"]
+        return ["bad"] if "sick" in self.version or self.machine.name in self.publisher.sick else ["good"]
 
 
 class Publisher:
@@ -55,10 +56,11 @@ class Publisher:
         record = release.Trust(1, 1, (public,)).record()
         self.trust = release.sign({"signed": record}, self.private)
         self.ports: dict[str, SimSlots] = {}
+        self.sick: set[str] = set()  # machines whose checks fail, whatever runs there
         fleet.slots_of = self._slots_of
 
     def _slots_of(self, machine: SimMachine) -> SimSlots:
-        port = self.ports[machine.name] = SimSlots(machine, self.folder / machine.name)
+        port = self.ports[machine.name] = SimSlots(machine, self.folder / machine.name, self)
         if port.version.startswith("crash"):
             machine.world.call_later(0.5, lambda: self._crash(machine, port))
         return port

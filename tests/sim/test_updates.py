@@ -165,3 +165,127 @@ def test_an_updater_that_is_killed_at_any_moment_goes_on(world: World, tmp_path:
             break
     stage.wait(lambda: set(publisher.versions().values()) == {"2.0"} and not stage.fleet.do("lock.status")[0]["holders"], 200)
     stage.wait(lambda: {r["state"] for r in stage.fleet.do("machine.list")} == {"ready"}, 60)
+
+
+def _holders(stage: Stage) -> list[dict[str, Any]]:
+    holders: list[dict[str, Any]] = stage.fleet.do("lock.status")[0]["holders"]
+    return holders
+
+
+def _page(stage: Stage) -> str:
+    """What the metrics of the machines say, without their comments."""
+    from gateway import observe
+    from metrics.exporter import Exporter
+
+    pages = []
+    for machine in stage.fleet.machines:
+        if machine.alive:
+            company = machine.host
+            pages.append(Exporter(lambda c=company: observe.lock_families(c), lambda c=company: observe.update_families(c)).render().decode())  # type: ignore[misc]
+    return "\n".join(line for page in pages for line in page.splitlines() if not line.startswith("#"))
+
+
+def test_l8_a_holder_that_never_returns_is_overdue_and_still_holds(world: World, tmp_path: Path) -> None:
+    """Its machine is lost; the page and the status say so; nobody else is granted the lock."""
+    stage, _ = yard(world, tmp_path)
+    stage.fleet.do("lock.acquire", machine="m3", reason="by hand", wait=0.0)
+    stage.fleet.machines[2].crash()
+    world.run(60)
+    assert not _holders(stage)[0]["overdue"] and 'argosy_lock_overdue{group="default"} 0' in _page(stage)
+    world.run(900)
+    [holder] = _holders(stage)
+    assert holder["overdue"] and holder["machine"] == "m3"
+    assert 'argosy_lock_overdue{group="default"} 1' in _page(stage)
+    assert not stage.fleet.do("lock.acquire", machine="m1", reason="update", wait=0.0)["granted"]
+
+
+def test_l12_the_lock_is_kept_until_the_machine_is_well(world: World, tmp_path: Path) -> None:
+    """A required check fails for half a minute after the reboot; the version is kept all the same."""
+    stage, publisher = yard(world, tmp_path)
+    stage.fleet.do("release.policy", policy={"trial_limit": 120.0})
+    publisher.sick = {"m1", "m2", "m3"}
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: "trial" in states(stage).values(), 120)
+    [holder] = _holders(stage)
+    for _ in range(30):
+        world.run(1.0)
+        assert [h["machine"] for h in _holders(stage)] == [holder["machine"]] and states(stage)[holder["machine"]] == "trial"
+    publisher.sick = set()
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"} and not _holders(stage), 300)
+
+
+def test_l12_a_machine_that_stays_unwell_keeps_the_lock(world: World, tmp_path: Path) -> None:
+    """Also after it went back to the old version: another one in its place would be the next to fall."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: bool(_holders(stage)), 120)
+    publisher.sick = {"m1", "m2", "m3"}
+    stage.wait(lambda: "settling" in states(stage).values(), 200)
+    [holder] = _holders(stage)
+    world.run(60)
+    assert [h["machine"] for h in _holders(stage)] == [holder["machine"]]
+    row = next(r for r in stage.fleet.do("release.status")["machines"] if r["machine"] == holder["machine"])
+    assert "the lock is kept until the machine is well" in row["reason"]
+    assert 'argosy_update_bad_versions{found="unwell"} 1' in _page(stage)
+    publisher.sick = set()
+    stage.wait(lambda: not _holders(stage), 60)
+
+
+def test_l13_an_update_that_is_pending_at_boot_does_not_pin_the_lock(world: World, tmp_path: Path) -> None:
+    """The machine loses power in its drain, the window closes meanwhile: its lock is free soon after it is back."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.put(pinned="[X-Fleet]\nGlobal=yes\n[Service]\nTimeoutStopSec=60s\nExecStop=/bin/slow")
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: "draining" in states(stage).values(), 120)
+    [holder] = _holders(stage)
+    victim = next(m for m in stage.fleet.machines if m.name == holder["machine"])
+    victim.crash()
+    stage.fleet.do("release.policy", policy={"windows": ["2031-01-01 00:00 UTC for 1h"]})
+    world.run(8)
+    assert [h["machine"] for h in _holders(stage)] == [victim.name], "its lock was freed while it was away"
+    victim.start()
+    stage.wait(lambda: not _holders(stage), 15)
+    stage.wait(lambda: {r["state"] for r in stage.fleet.do("machine.list")} == {"ready"}, 15)
+    assert set(publisher.versions().values()) == {"factory"}
+
+
+def test_l16_a_drain_that_does_not_end_is_called_off_and_an_operators_drain_stays(world: World, tmp_path: Path) -> None:
+    """First the machine takes units again, then the lock is free; what an operator emptied is empty after the update."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("machine.drain", machine="m2", reason="by hand", deadline_s=20, no_block=True)
+    stage.wait(lambda: not [u for u, where in stage.fleet.books.running.items() if "m2" in where], 60)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"} and not _holders(stage), 400)
+    assert {r["name"]: r["state"] for r in stage.fleet.do("machine.list")}["m2"] in ("draining", "drained")
+    assert not [u for u, where in stage.fleet.books.running.items() if "m2" in where]
+
+
+def test_r2_every_machine_is_in_one_state_and_it_is_counted(world: World, tmp_path: Path) -> None:
+    """One label of the metric is 1 at any moment, and it is the one that the status shows."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    seen: set[str] = set()
+
+    def over() -> bool:
+        for machine in stage.fleet.machines:
+            if machine.alive:
+                lines = [line for line in _page_of(machine).splitlines() if line.startswith("argosy_update_state{")]
+                ones = [line for line in lines if float(line.split()[-1]) == 1]
+                assert len(ones) == 1 and len(lines) > 10, lines
+                seen.add(ones[0].split('"')[1])
+        return set(publisher.versions().values()) == {"2.0"} and not _holders(stage)
+
+    stage.wait(over, 300)
+    assert {"idle", "wait-permit", "wait-lock", "draining", "trial"} <= seen
+
+
+def _page_of(machine: Any) -> str:
+    from gateway import observe
+    from metrics.exporter import Exporter
+
+    return Exporter(lambda: observe.update_families(machine.host)).render().decode()
