@@ -252,8 +252,36 @@ def test_l13_an_update_that_is_pending_at_boot_does_not_pin_the_lock(world: Worl
     assert set(publisher.versions().values()) == {"factory"}
 
 
-def test_l16_a_drain_that_does_not_end_is_called_off_and_an_operators_drain_stays(world: World, tmp_path: Path) -> None:
-    """First the machine takes units again, then the lock is free; what an operator emptied is empty after the update."""
+def test_l16_a_drain_that_does_not_end_is_called_off(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine takes units again, then the lock is free; nothing is started anew, and the next attempt comes later."""
+    from runners.simulated import SimHandle
+
+    stage, publisher = yard(world, tmp_path)
+    original = SimHandle.kill
+    stuck = True
+
+    def kill(self: SimHandle, number: int, whole: bool) -> None:
+        if not (stuck and self._unit == "stuck.service"):
+            original(self, number, whole)
+
+    monkeypatch.setattr(SimHandle, "kill", kill)
+    publisher.publish("2.0", 1)
+    stage.put(stuck="[X-Fleet]\nGlobal=yes")
+    stage.fleet.do("unit.start", units=["stuck"])
+    stage.fleet.do("release.policy", policy={"drain_limit": 5.0})
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: bool(_holders(stage)), 120)
+    stage.wait(lambda: not _holders(stage), 120)
+    assert {r["state"] for r in stage.fleet.do("machine.list")} == {"ready"}, "the lock was free before units could come back"
+    assert set(publisher.versions().values()) == {"factory"}
+    reasons = [row["reason"] for row in stage.fleet.do("release.status")["machines"]]
+    assert any("the last drain did not end; trying again in" in reason for reason in reasons), reasons
+    stuck = False
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"} and not _holders(stage), 2000)
+
+
+def test_l16_what_an_operator_drained_stays_so(world: World, tmp_path: Path) -> None:
+    """The machine is updated as well, and is as empty afterwards."""
     stage, publisher = yard(world, tmp_path)
     publisher.publish("2.0", 1)
     stage.fleet.do("machine.drain", machine="m2", reason="by hand", deadline_s=20, no_block=True)
