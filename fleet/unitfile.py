@@ -92,6 +92,10 @@ def _loaded(
     return loader
 
 
+#: What stands for the instance while a template itself is checked: a word, a number, a part of a path.
+ANY_INSTANCE = "1"
+
+
 class Loader:
     """Fills a spec from assignments and collects problems."""
 
@@ -188,7 +192,7 @@ class Loader:
 
     def _specifier(self, letter: str) -> str | None:
         name, machine = self.name, self.machine
-        instance = name.instance
+        instance = name.instance or (ANY_INSTANCE if name.is_template else "")
         table = {
             "n": name.full, "N": name.stem, "p": name.prefix, "P": _unescaped(name.prefix),
             "i": instance, "I": _unescaped(instance), "j": name.prefix.rsplit("-", 1)[-1],

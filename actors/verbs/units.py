@@ -37,6 +37,8 @@ from .edits import (
 LOG_SOURCES_MAX = 200
 #: Questions to machines that one look at a unit may ask.
 STATUS_SOURCES_MAX = 40
+#: Why a unit is nowhere, when every machine refuses it.
+NOBODY = "no machine qualifies"
 
 
 @verb("unit.submit")
@@ -124,8 +126,16 @@ def _change(verb_: str, desired: str, settled: Callable[[Control, str], Any]) ->
 
 
 def _why_not(control: Control, units: list[str]) -> str:
-    lines = [f"{unit}: {_why(control, unit)['reason']}" for unit in units[:10]]
-    return "not done in time: " + "; ".join(lines)
+    return "not done in time: " + "; ".join(_in_short(_why(control, unit)) for unit in units[:10])
+
+
+def _in_short(why: dict[str, Any]) -> str:
+    """Why a unit is not placed, with what the first machines say to it."""
+    text = f"{why['unit']}: {why['reason']}"
+    if why["reason"] != NOBODY:
+        return text
+    said = [f"{name}: {refusal}" for name, refusal in list(why["machines"].items())[:3]]
+    return f"{text} ({'; '.join(said)})" if said else text
 
 
 def _is_started(control: Control, unit: str) -> Any:
@@ -522,7 +532,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         on, at = control.machine_name(done["machine"]), _utc(done["at"])
         return {"unit": unit, "reason": f"it has done its work on {on} at {at}", "machines": machines}
     if not where:
-        reason = "no machine qualifies" if machines else "no machine is alive"
+        reason = NOBODY if machines else "no machine is alive"
         if any(text.startswith("may run it") for text in machines.values()):
             reason = "it is about to be placed"
         return {"unit": unit, "reason": reason, "machines": machines}
