@@ -67,6 +67,8 @@ class _Follower:
 
     message: Watch
     next: int  # the first revision that it was not told of
+    round: int = 0  # of questions: an answer to an earlier one counts no more
+    asked: float = 0.0
 
 
 class Agent(Actor):
@@ -112,12 +114,17 @@ class Agent(Actor):
         others = sorted(set(self._voters) - {self._voter}) or sorted(self._voters)
         if others:
             self._voter = others[self._ports.rng.below(len(others))]
+        for watch in list(self._follows):  # the one that failed may be cut off, and answer them for a while all the same
+            self._follow(watch)
 
-    def _ask(self, message: Any, patience: float, then: Then, may_repeat: bool = True, each: float = VOTER_S) -> None:
-        """Ask one voter, and others as long as ``patience`` (seconds) lasts and nothing can be done twice."""
+    def _ask(self, message: Any, patience: float, then: Then, may_repeat: bool = True, once: bool = False) -> None:
+        """Ask one voter, and others as long as ``patience`` (seconds) lasts and nothing can be done twice.
+
+        ``once``: whoever asks does so again by itself.
+        """
         voter = self._voter
         until = self.now() + patience
-        each = min(each, patience) if may_repeat else patience
+        each = min(VOTER_S, patience) if may_repeat and not once else patience
 
         def answered(value: Any, error: BaseException | None) -> None:
             if error is None:
@@ -137,8 +144,8 @@ class Agent(Actor):
                 self.failovers += 1
                 self._choose()
             left = until - self.now()
-            if (may_repeat or is_undone) and left > AGAIN_S:
-                self.after(AGAIN_S, lambda: self._ask(message, left - AGAIN_S, then, may_repeat, each))
+            if (may_repeat or is_undone) and left > AGAIN_S and not once:
+                self.after(AGAIN_S, lambda: self._ask(message, left - AGAIN_S, then, may_repeat))
             elif is_undone or may_repeat:
                 then(None, BrainError(NO_LEADER, f"no voter could answer: {error}"))
             else:
@@ -165,6 +172,9 @@ class Agent(Actor):
 
     def _look(self) -> None:
         """Who votes now, and where; a member that lost its vote is asked no more."""
+        for watch, follower in list(self._follows.items()):
+            if self.now() - follower.asked > FOLLOW_S + 2 * FOLLOW_GRACE_S:  # an answer was lost: it costs nothing to ask again
+                self._follow(watch)
 
         def have(status: Any, error: BaseException | None) -> None:
             if error is not None or not isinstance(status, dict):
@@ -262,9 +272,12 @@ class Agent(Actor):
         if follower is None:
             return
         wanted = follower.message
+        follower.round += 1
+        now = follower.round
+        follower.asked = self.now()
 
         def have(answer: Any, error: BaseException | None) -> None:
-            if watch not in self._follows:
+            if self._follows.get(watch) is not follower or follower.round != now:
                 return
             if isinstance(error, StoreError):  # what came after that revision is not known any more
                 self._follows.clear()
@@ -282,13 +295,12 @@ class Agent(Actor):
                     self._follows.pop(watch, None)
                     return
             if error is not None:
-                self.after(AGAIN_S, lambda: self._follow(watch))
+                self.after(AGAIN_S, lambda: self._follow(watch) if follower.round == now else None)
             else:
                 self._follow(watch)
 
-        question = AgentFollow(wanted.key, wanted.end, follower.next, int(FOLLOW_S * 1000))
-        patience = FOLLOW_S + FOLLOW_GRACE_S
-        self._ask(question, patience, have, may_repeat=True, each=patience)
+        question = AgentFollow(watch, wanted.key, wanted.end, follower.next, int(FOLLOW_S * 1000))
+        self._ask(question, FOLLOW_S + FOLLOW_GRACE_S, have, once=True)
 
 
 def _event(fields: Any) -> Event:

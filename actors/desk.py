@@ -74,9 +74,10 @@ class AgentRange:
 class AgentFollow:
     """Ask: what happens to a range from a revision on, as soon as something does.
 
-    Answer: a list of ``[revision, [[key, item or None], ...]]``, empty if nothing did in time.
+    ``watch``: the agent's own number for it, for several may follow one range.  Answer: a list of ``[revision, [[key, item or None], ...]]``, empty if nothing did in time.
     """
 
+    watch: int
     key: bytes
     end: bytes | None
     start: int
@@ -106,7 +107,7 @@ def unpacked(fields: Any) -> tuple[bytes, Item | None]:
 class _Follow:
     """What an agent follows: kept from one question to the next."""
 
-    agent: str
+    range: tuple[bytes, bytes | None]
     since: int  # what happened from this revision on is known here
     used: float
     watch: int = 0  # 0 while it is being made
@@ -115,13 +116,19 @@ class _Follow:
     timer: Timer | None = None
 
 
+def is_known(raft_ref: Any, agent: str) -> bool:
+    """Whether a machine is an agent of this cluster, as far as this host's peer has heard."""
+    peer = raft_ref._mailbox.actor  # noqa: SLF001 - read only, of the same thread
+    return peer is not None and AGENTS + agent.encode() in peer.store.live
+
+
 class Desk(BrainActor):
     """See the module docstring."""
 
     def __init__(self, raft_ref: Any) -> None:
         super().__init__(raft_ref)
         self._known: Any = None
-        self._follows: dict[tuple[str, bytes, bytes | None], _Follow] = {}
+        self._follows: dict[tuple[str, int], _Follow] = {}
         self._by_watch: dict[int, _Follow] = {}
         self._early_news: dict[int, list[Event]] = {}
         self._starting = 0
@@ -213,15 +220,15 @@ class Desk(BrainActor):
 
     def _follow(self, agent: str, message: AgentFollow) -> Promise:
         agent_rights.check_range(agent, message.key, message.end)
-        key = (agent, message.key, message.end)
+        key = (agent, message.watch)
         follow = self._follows.get(key)
-        if follow is not None and follow.since > message.start:
+        if follow is not None and (follow.since > message.start or follow.range != (message.key, message.end)):
             self._end(key)
             follow = None
         if follow is None:
             if len(self._follows) >= FOLLOWS_MAX:
                 raise NotAllowed(f"follows_max: {FOLLOWS_MAX} ranges are followed here already")
-            follow = self._follows[key] = _Follow(agent, message.start, self.now())
+            follow = self._follows[key] = _Follow((message.key, message.end), message.start, self.now())
             self._begin(key, follow, message)
         self._answer(follow)  # of two questions only the later counts
         follow.used = self.now()
@@ -235,7 +242,7 @@ class Desk(BrainActor):
             follow.timer = self.after(wait, lambda: self._answer(follow))
         return promise
 
-    def _begin(self, key: tuple[str, bytes, bytes | None], follow: _Follow, message: AgentFollow) -> None:
+    def _begin(self, key: tuple[str, int], follow: _Follow, message: AgentFollow) -> None:
         self._starting += 1
 
         def watching(answer: Any, error: BaseException | None) -> None:
@@ -286,7 +293,7 @@ class Desk(BrainActor):
         if asker is not None:
             asker.reply(_told(follow.news))
 
-    def _end(self, key: tuple[str, bytes, bytes | None], error: BaseException | None = None) -> None:
+    def _end(self, key: tuple[str, int], error: BaseException | None = None) -> None:
         follow = self._follows.pop(key)
         if follow.watch:
             self._by_watch.pop(follow.watch, None)

@@ -20,8 +20,9 @@ from typing import Any
 
 import uvloop
 
-from actors.company import Company, boot, boot_agent, boot_brain, founding_snapshot
+from actors.company import LIMIT, Company, boot, boot_agent, boot_brain, founding_snapshot
 from actors.control import Authority, Command
+from actors.desk import is_known
 from actors.machine import Identity
 from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadership
 from actors.raft_peer import PeerSettings
@@ -376,7 +377,9 @@ class Host:
             Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
             None if self._brain_only else company.control, name="gateway",
         )  # fmt: skip
-        company.system.spawn(Relay, lambda: _server_of(gateway), name="relay")
+        company.system.spawn(
+            Relay, lambda: _server_of(gateway), lambda agent: is_known(company.raft, agent), name="relay", limit=LIMIT
+        )
         await opened
 
     async def _introduce(self) -> None:

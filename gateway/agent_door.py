@@ -124,7 +124,7 @@ class _Passage:
             request.answer(503, f'{{"message":"the voter did not answer: {type(error).__name__}"}}\n'.encode())
 
     def _send(self, message: Any) -> None:
-        self._door.router.tell(self._voters[0], BULK, "relay", message)
+        self._door.router.ask(self._voters[0], BULK, "relay", message, GRACE_S)  # what it answers is of no consequence
 
     def _on_body(self, data: bytes, more: bool) -> None:
         if self._number:

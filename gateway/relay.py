@@ -7,6 +7,7 @@ elsewhere: it has no user of this host, and none of the rights of one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class RelayMore:
 @wire(47)
 @dataclass(frozen=True, slots=True)
 class RelayBody:
-    """Tell: the next piece of a request's body, and whether more follows."""
+    """Ask: take the next piece of a request's body; ``more``: others follow."""
 
     number: int
     data: bytes
@@ -70,7 +71,7 @@ class RelayBody:
 @wire(48)
 @dataclass(frozen=True, slots=True)
 class RelayClose:
-    """Tell: the client is gone."""
+    """Ask: give it up, the client is gone."""
 
     number: int
 
@@ -141,10 +142,11 @@ class _Far:
 class Relay(Actor):
     """See the module docstring; beside the door of a voter."""
 
-    def __init__(self, server: HttpServer | Any) -> None:
-        """``server``: the door's, or what returns it."""
+    def __init__(self, server: Callable[[], HttpServer], is_agent: Callable[[str], bool]) -> None:
+        """``server``: gives the door's; ``is_agent``: whether a machine is one of this cluster (still)."""
         super().__init__()
         self._server = server
+        self._is_agent = is_agent
         self._open: dict[int, _Far] = {}
         self._number = 0
 
@@ -156,6 +158,8 @@ class Relay(Actor):
     @handles(FromAgent)
     def _from_agent(self, envelope: FromAgent) -> Any:
         message, agent = envelope.message, envelope.agent
+        if not self._is_agent(agent):
+            raise RelayError(f"machine {agent} is no agent of this cluster")
         if isinstance(message, RelayOpen):
             return self._begin(agent, message)
         far = self._open.get(message.number) if isinstance(message, RelayMore | RelayBody | RelayClose) else None
@@ -185,8 +189,7 @@ class Relay(Actor):
         request = far.request = Request(far)  # type: ignore[arg-type]
         request.take_over(*texts, dict(pairs), message.body, bool(message.is_open), bool(message.keep_alive))
         promise = self._ask(far, WAIT_S_MAX)
-        server = self._server() if callable(self._server) else self._server
-        server.take(request)
+        self._server().take(request)
         self.hand(far)
         return promise
 
@@ -218,8 +221,7 @@ class Relay(Actor):
         data, more = bytes(request.unread), request.open
         if data or not more:
             request.unread.clear()
-            server = self._server() if callable(self._server) else self._server
-            server.hand(request, data, more)
+            self._server().hand(request, data, more)
 
     def drop(self, far: _Far) -> None:
         """Nobody reads the answer any more."""

@@ -183,8 +183,10 @@ class Router:
         return self._system.find(path)
 
     def _on_tell(self, sender: str, path: Any, message: Any, is_agent: bool) -> None:
+        if is_agent or sender.startswith((GUEST, "client")):
+            self.dead_letters += 1  # they ask: a refusal of what is only told would fail the actor that refuses
+            return
         ref = self._target(sender, path, is_agent)
-        message = _enveloped(sender, message, is_agent)
         if ref is None or not ref.offer(message):
             self.dead_letters += 1
 

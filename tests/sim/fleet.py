@@ -89,10 +89,13 @@ class Fleet:
     def start(self) -> None:
         """Power on all machines; those without a vote are let in."""
         for machine in self.machines:
-            if machine.name in self.founders or machine.name in self.agents:
+            if machine.name in self.founders:
                 machine.start()
         for name in self.agents:
             self._admit(name)
+        for machine in self.machines:
+            if machine.name in self.agents:
+                machine.start()
 
     def join(self, name: str) -> None:
         """What a voter has decided when another machine joins."""

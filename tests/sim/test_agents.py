@@ -143,3 +143,36 @@ def test_an_agent_sees_its_own_and_what_all_may_see() -> None:
     for key, end in ((PLACES, prefix_end(PLACES)), (SECRETS, prefix_end(SECRETS)), (mine, b""), (mine, prefix_end(PLACES)), (b"/app", None)):
         with pytest.raises(NotAllowed):
             check_range(ME, key, end)
+
+
+def test_a_voter_that_is_cut_off_from_the_others_does_not_keep_news_from_its_agents() -> None:
+    """The agent reaches it still; what it waits for there is asked of another voter at once."""
+    world = World(1, Faults())
+    with world:
+        fleet = _fleet(world)
+        fleet.do("unit.submit", files=[{"name": "u.service", "content": UNIT + "[X-Fleet]\nMachineID=a1\n"}])
+        world.run(3)
+        silent = _asked(fleet).asks
+        voters = [name for name in fleet.members if name != silent]
+        world.cut = frozenset(pair for other in voters for pair in ((silent, other), (other, silent)))
+        world.run(5)
+        fleet.machines.sort(key=lambda machine: machine.name == silent)
+        fleet.do("unit.start", units=["u.service"], within=8.0, seconds=9.0)
+        assert fleet.books.running["u.service"] == {"a1": fleet.books.highest_fence["u.service"]}
+
+
+def test_two_who_follow_one_range_from_different_revisions_do_not_disturb_each_other() -> None:
+    """As when an actor of the agent was started again: each has its own questions, and no voter is given up for it."""
+    world = World(1, Faults())
+    with world:
+        fleet = _fleet(world)
+        _unit_on_agent(fleet)
+        [machine] = [m for m in fleet.machines if m.name == "a1"]
+        before = _asked(fleet).failovers
+        for box in machine.host.system.mailboxes():
+            if box.path.endswith(("lock-manager", "updater", "control")):
+                box.ref.kill()
+        world.run(30)
+        assert _asked(fleet).failovers == before
+        fleet.do("unit.stop", units=["u.service"])
+        assert not fleet.books.running["u.service"]
