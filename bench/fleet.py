@@ -141,6 +141,7 @@ def measure(machines: int, units: int, patience_s: float = PATIENCE_S) -> Result
         result.bytes_per_unit = (rss_bytes() - fleet_rss) / max(1, units)
         if result.running == units:
             _idle(world, fleet, result)
+            _everywhere(world, fleet, result, patience_s)
             _lose(world, fleet, result, patience_s)
     return result
 
@@ -168,6 +169,16 @@ def _idle(world: World, fleet: Fleet, result: Result) -> None:
     result.idle_entries = leader.raft.log.last_index - before
 
 
+def _everywhere(world: World, fleet: Fleet, result: Result, patience_s: float) -> None:
+    """A global unit, on every machine."""
+    fleet.books.everywhere.add("everywhere.service")
+    fleet.do("unit.submit", files=[{"name": "everywhere.service", "content": UNIT + "[X-Fleet]\nGlobal=yes\n"}])
+    fleet.do("unit.start", units=["everywhere"], no_block=True)
+    everybody = len(fleet.machines)
+    _until(world, lambda: len(fleet.books.running.get("everywhere.service", ())) == everybody, patience_s)
+    result.global_machines = len(fleet.books.running["everywhere.service"])
+
+
 def _lose(world: World, fleet: Fleet, result: Result, patience_s: float) -> None:
     """A tenth of the machines lose power at once."""
     victims = fleet.machines[VOTERS :: 10]
@@ -180,7 +191,7 @@ def _lose(world: World, fleet: Fleet, result: Result, patience_s: float) -> None
     _until(world, lambda: not any(not running[unit] for unit in down), patience_s)
     result.lost_machines, result.lost_units = len(victims), lost
     result.again_real_s, result.again_virtual_s = time.perf_counter() - begun, world.now - virtual
-    result.doubled = len(fleet.books.violations) + sum(len(where) > 1 for where in running.values())
+    result.doubled = len(fleet.books.violations) + sum(len(where) > 1 for unit, where in running.items() if unit not in fleet.books.everywhere)
 
 
 COLUMNS = (
@@ -188,7 +199,7 @@ COLUMNS = (
     ("p50_s", "p50 s", "{:.1f}"), ("p95_s", "p95 s", "{:.1f}"), ("p99_s", "p99 s", "{:.1f}"), ("last_s", "last s", "{:.1f}"),
     ("per_s", "units/s", "{:.0f}"), ("virtual_last_s", "virtual s", "{:.1f}"), ("log_entries", "log entries", "{:,}"),
     ("store_mib", "store MiB", "{:.0f}"), ("wire_bytes_per_machine", "wire B/machine", "{:,.0f}"), ("rss_gib", "RSS GiB", "{:.1f}"),
-    ("bytes_per_unit", "B/unit", "{:,.0f}"), ("idle_entries", "idle entries", "{}"), ("lost_units", "lost units", "{:,}"),
+    ("bytes_per_unit", "B/unit", "{:,.0f}"), ("idle_entries", "idle entries", "{}"), ("global_machines", "global on", "{:,}"), ("lost_units", "lost units", "{:,}"),
     ("again_real_s", "again s", "{:.1f}"), ("again_virtual_s", "again virtual s", "{:.1f}"), ("doubled", "doubled", "{}"),
 )  # fmt: skip
 

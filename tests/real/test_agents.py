@@ -163,6 +163,19 @@ def test_an_operator_who_asks_an_agent_is_answered_by_a_voter(hosts: AgentHosts)
     assert done.returncode == 0 and len(json.loads(done.stdout)) == 5, done.stderr
 
 
+def test_the_actors_that_an_agent_stands_on_are_killed(hosts: AgentHosts) -> None:
+    """The desks and relays of all voters, and the agent's own: its unit runs on, its door answers, it takes other units."""
+    before = hosts.unit("pinned")["pid_or_container"]
+    paths = [f"h{n}/{name}" for n in (1, 2, 3) for name in ("desk", "relay", "electorate")]
+    for path in (*paths, "h4/raft", "h4/gateway", "h4/machine", "h4/control"):
+        assert hosts.argosy("actor", "kill", path).returncode == 0, path
+    wait_until("the door to answer", lambda: request(hosts.door(4), "PUT", "/v2/keys/agents/killed", {"value": "x"}).status in (200, 201))
+    hosts.submit("later", "MachineID=h4")
+    wait_until("another unit to run", lambda: hosts.runs_on("later") == "h4")
+    assert hosts.unit("pinned")["pid_or_container"] == before
+    assert hosts.argosy("unit", "destroy", "later").returncode == 0
+
+
 def test_a_voter_dies_and_the_agents_notice_nothing_else(hosts: AgentHosts) -> None:
     """SIGKILL of each voter in turn, the leader among them: units stay, the door goes on."""
     hosts.submit("steady", "MachineID=h5")
