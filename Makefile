@@ -9,7 +9,6 @@ SEEDS ?= 500
 ONCE ?=
 ENGINE ?=
 PICTURE_DIR ?= .argosy/demo$(if $(ENGINE),-containers)
-COMPUTING := tests/sim tests/brain tests/kernel tests/fleet tests/transport
 PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -50,15 +49,9 @@ wheel: $(TEST_STAMP)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation -o dist . >/dev/null
 
-# What only computes (the simulator, pure code) runs beside what mostly waits (real processes); it gives
-# way to that, and what it says comes after it.
+# In lanes beside each other: see tests/lanes.py.
 test: check debian-test wheel
-	@mkdir -p .cache
-	@PYTHONHASHSEED=0 nice $(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING) >.cache/computing.log 2>&1 & \
-	computing=$$!; trap 'kill $$computing 2>/dev/null' INT TERM; \
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING)); waiting=$$?; \
-	wait $$computing; computed=$$?; cat .cache/computing.log; \
-	exit $$((waiting ? waiting : computed))
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.lanes
 
 soak: $(TEST_STAMP)
 	$(BIN)/python -m tests.sim.run --size 3 --seeds 0:$(SEEDS)

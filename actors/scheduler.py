@@ -79,7 +79,8 @@ class Scheduler(BesideLeader):
         self._waiting: set[str] = set()  # units that wait for time to pass
         self._lost_at: dict[str, float] = {}
         self.braking = False
-        self.unplaced: dict[str, dict[str, str]] = {}
+        #: units that were not placed, each with a reason; every machine's is told by the operators' verbs
+        self.unplaced: dict[str, str] = {}
         #: why units are still on machines that they are to leave
         self.staying: dict[str, str] = {}
         self._moving: dict[str, float] = {}  # unit -> when its machine was found lost
@@ -393,20 +394,20 @@ class Scheduler(BesideLeader):
                     steps.delete_place(machine, unit, view.places[machine, unit])
                 continue
             if places and self.braking:
-                unplaced[unit] = {"": "more than half of the machines were lost at once: held"}
+                unplaced[unit] = "more than half of the machines were lost at once: held"
                 continue
             known = [m for m in places if MACHINES + m.encode() in self.items(MACHINES)]
             left = max((self._lost_at.get(m, self.now()) for m in known), default=0.0) + spec.lost_after - self.now()
             if known and left > 0:
-                unplaced[unit] = dict.fromkeys(places, f"the machine is lost; LostAfter= gives it {left:.0f} s more")
+                unplaced[unit] = f"the machine is lost; LostAfter= gives it {left:.0f} s more"
                 continue
             holders = view.holders.get(unit, set())
             if holders:  # an old copy is still ending
-                unplaced[unit] = dict.fromkeys(holders, "the unit is still ending there")
+                unplaced[unit] = "the unit is still ending elsewhere"
                 continue
             target, refusals = placement.choose(spec, view.state)
             if not target:
-                unplaced[unit] = refusals or {"": "no machine is alive"}
+                unplaced[unit] = next(iter(refusals.values()), "no machine is alive")
                 self._make_room(view, steps, unit, spec)
                 continue
             steps.create_place(target, unit, view, places)
