@@ -11,7 +11,7 @@ import fnmatch
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from brain import locks
@@ -19,6 +19,7 @@ from brain.store import Item
 from fleet import release, update_policy, updating, waves
 from fleet.release import ReleaseError, Statement
 from fleet.updating import Decision, Facts, State
+from kernel.actor import handles
 from kernel.ports import Ports
 
 from .brain_client import (
@@ -58,8 +59,24 @@ BEHIND_MAX = 1000
 RESULTS_MAX = 10
 #: How versions are found not to work: by the launcher, or by this actor.
 FOUND_BAD = ("damaged", "crashed", "hung", "unwell")
+#: Seconds after which the quorum is asked again whether it bears a reboot.
+NO_QUORUM_S = 15.0
+#: With what the reason begins when another than this actor holds the lock for this machine.
+FOREIGN = "the lock is held for this machine by"
+#: States in which a machine may be down for an update.
+_AWAY = (State.DRAINING, State.REBOOTING, State.TRIAL)
 #: The mark of a drain that is the updater's.
 OWN = "update"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRecord:
+    """Tell: the boot record was changed by an operator."""
+
+
+def trust_key(version: int) -> bytes:
+    """Where the keys of one version are kept, for machines that were away when they were given."""
+    return TRUST + b"/%08d" % version
 
 
 class Updater(BrainActor):
@@ -95,6 +112,10 @@ class Updater(BrainActor):
         self._leads = False
         self._source = 0
         self._again_fetch = 0.0  # Unix time before which nothing is fetched
+        self._no_quorum = ""  # why no reboot is borne now
+        self._blocked_for: tuple[str, ...] = ()  # the commands that said so
+        self._check_began = 0.0
+        self._well_at = 0.0  # when the last check that found it well began
         self._refused_trust = 0  # the revision of keys that were not accepted, which is said once
         self.decision = Decision(State.IDLE, "it has just started")
 
@@ -124,6 +145,11 @@ class Updater(BrainActor):
             found[how if (how := entry.get("found")) in found else "unwell"] += 1
         return found
 
+    @handles(ReadRecord)
+    def _on_read_record(self, _: ReadRecord) -> None:
+        if self.has_slots:
+            self._read_record()
+
     # -- facts -----------------------------------------------------------------------------------
 
     def _call(self, work: Callable[[Any], Any], then: Callable[[Any, BaseException | None], None]) -> None:
@@ -137,6 +163,8 @@ class Updater(BrainActor):
         self._ports.slots.call(work, done)
 
     def _read_record(self) -> None:
+        running = self._ports.slots.running
+
         def have(value: Any, error: BaseException | None) -> None:
             if error is not None:
                 logger.error("the boot record cannot be read: %s", error)
@@ -145,7 +173,14 @@ class Updater(BrainActor):
                 self._record, self._trust = value
                 self._look()
 
-        self._call(lambda slots: (slots.record(), slots.trust()), have)
+        def read(slots: Any) -> Any:
+            record = slots.record()
+            if running and record.trial and record.trial != running:  # its start was ordered, and did not come about
+                slots.call_off()
+                record = slots.record()
+            return record, slots.trust()
+
+        self._call(read, have)
 
     def _items(self, prefix: bytes) -> dict[bytes, Item]:
         items: dict[bytes, Item] = self._pictures[prefix].items
@@ -169,22 +204,25 @@ class Updater(BrainActor):
         now = self._ports.clock.wall()
         record, rules = self._record, self._policy()
         target, refused = self._target()
+        if not self._ports.slots.running:
+            target, refused = None, "this host was not started by argosy-boot, the launcher of slots: nothing would switch them"
         order = orders(self._items(ORDERS + self.identity.id.encode()).get(ORDERS + self.identity.id.encode()))
         drain = order["drain"]
         token, lock = self._lock()
+        foreign = lock if lock.startswith(FOREIGN) else ""
         left = self._left()
         if left or drain is None:
             self._drained_since = self._drained_since if left and drain is not None else self.now()
         last = record.last or {}
-        well_for = self.now() - self._well_since if self._well_since is not None else 0.0
+        well_for = self._well_at - self._well_since if self._well_since is not None else 0.0
         facts = Facts(
             now, target.version if target is not None else "", refused, progress=self._progress,
             staged=target is not None and self._staged == target.manifest, verifying=self._busy == "write",
-            window=rules.closed(now), blocker=self._blocker(rules), token=token, lock=lock,
+            window=rules.closed(now), blocker=self._blocker(rules), foreign=foreign, no_quorum=self._no_quorum, token=token, lock=lock,
             draining=drain is not None, left=tuple(left), drained_for=self.now() - self._drained_since,
             drain_limit=rules.drain_limit + 30.0, again_at=self._again_at,
             held_by_operator=drain is not None and drain.get("by") != OWN,
-            trial=bool(record.trial), trial_for=self.now() - self._trial_since, trial_limit=rules.trial_limit,
+            trial=bool(record.trial) and record.trial == self._ports.slots.running, trial_for=self.now() - self._trial_since, trial_limit=rules.trial_limit,
             unwell=self._unwell, well_for=well_for, commit_after=rules.commit_after,
             returning=bool(last) and not last["returned"], leads=self._leads,
         )  # fmt: skip
@@ -201,26 +239,27 @@ class Updater(BrainActor):
         item = self._items(TRUST).get(TRUST)
         if item is None or self._busy:
             return
-        envelope = json.loads(item.value)
         try:
-            seen = release.trust(envelope["signed"])
-            if self._trust is not None and seen.version > self._trust.version:
-                seen = release.rotate(self._trust, envelope)
-            elif self._trust is not None:
-                return
+            seen = self._trust
+            if seen is None:
+                seen = release.trust(json.loads(item.value)["signed"])
+            last = release.trust(json.loads(item.value)["signed"]).version
+            while seen.version < last:  # step by step: each is signed by those before it
+                step = self._items(TRUST).get(trust_key(seen.version + 1), item)
+                seen = release.rotate(seen, json.loads(step.value))
         except ReleaseError as error:
             if self._refused_trust != item.mod:
                 logger.error("the keys that are published are not accepted: %s", error)
             self._refused_trust = item.mod
             return
+        if seen == self._trust:
+            return
         self._trust = seen
         self._statements.clear()
-        self._call(lambda slots: slots.keep_trust(seen), lambda value, error: None)
+        self._call(lambda slots: slots.keep_trust(seen), lambda value, error: None if error is None else logger.error("the keys were not kept: %s", error))
 
     def _installed(self) -> int:
-        record = self._record
-        running = record.trial or record.active
-        return int(record.slots.get(running, {}).get("sequence", 0)) if running else 0
+        return int(self._record.slots.get(self._ports.slots.running, {}).get("sequence", 0))
 
     def _target(self) -> tuple[Statement | None, str]:
         """The release that this machine is to have next, and why it gets none.
@@ -230,25 +269,22 @@ class Updater(BrainActor):
         rollout = self._one(ROLLOUTS_OF_RELEASES, ROLLOUTS_OF_RELEASES + self._channel.encode())
         if rollout is None:
             return None, ""
-        refused = ""
         installed = self._installed()
         for key, item in sorted(self._items(self._releases).items(), reverse=True):
+            if int(key.rpartition(b"/")[2]) > rollout["sequence"]:
+                continue
             try:
                 made = self._accepted(key, item, installed)
             except ReleaseError as error:
-                if error.code not in ("floor", "downgrade"):
-                    refused = refused or str(error)
-                if int(key.rpartition(b"/")[2]) <= rollout["sequence"] and error.code == "floor":
-                    refused = refused or str(error)
-                continue
-            if made.sequence > rollout["sequence"]:
-                continue
+                if error.code == "floor":
+                    continue  # another one leads to it
+                return None, "" if error.code == "downgrade" else str(error)
             if made.sequence <= installed:
                 return None, ""
             if made.manifest in self._record.bad:
                 return None, f"version {made.version} did not work here: {self._record.bad[made.manifest]['reason']}"
             return made, ""
-        return None, refused
+        return None, f"no release that is offered leads from here to version {rollout['version']}"
 
     def _accepted(self, key: bytes, item: Item, installed: int) -> Statement:
         known = self._statements.get((key, item.mod))
@@ -271,8 +307,10 @@ class Updater(BrainActor):
         now_ms = int(self._ports.clock.wall() * 1000)
         state = locks.current(items.get, LOCKS + self._group.encode(), self._group, now_ms)
         mine = state["holders"].get(self.identity.name)
-        if mine is not None:
+        if mine is not None and mine.get("by") == "updater":
             return int(mine["token"]), ""
+        if mine is not None:
+            return 0, f"{FOREIGN} {mine.get('by') or 'somebody else'}: {mine['reason']}"
         queue = [entry["machine"] for entry in state["queue"]]
         if self.identity.name not in queue:
             return 0, ""
@@ -291,6 +329,8 @@ class Updater(BrainActor):
             if any(fnmatch.fnmatchcase(unit, pattern) for pattern in rules.block_units):
                 if json.loads(item.value)["active"] in ("active", "activating", "reloading", "deactivating"):
                     return f"{unit} runs here"
+        if rules.block_commands and tuple(rules.block_commands) != self._blocked_for:
+            return "the commands that may forbid it were not run yet"
         return self._blocked if rules.block_commands else ""
 
     def _permit(self, target: Statement, now: float) -> tuple[str, str]:
@@ -310,6 +350,7 @@ class Updater(BrainActor):
         if self._checking:
             return
         self._checking = True
+        self._check_began = self.now()
 
         def have(status: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -342,8 +383,9 @@ class Updater(BrainActor):
     def _checked(self, unwell: str) -> None:
         if unwell:
             self._well_since = None
-        elif self._well_since is None:
-            self._well_since = self.now()
+        else:
+            self._well_at = self._check_began
+            self._well_since = self._check_began if self._well_since is None else self._well_since
         self._unwell = unwell
         commands = list(self._policy().block_commands)
         if not commands:
@@ -351,7 +393,7 @@ class Updater(BrainActor):
             return
 
         def blocked(why: str) -> None:
-            self._blocked, self._checking = why, False
+            self._blocked, self._blocked_for, self._checking = why, tuple(commands), False
 
         self._run_checks(commands, blocked)
 
@@ -411,15 +453,16 @@ class Updater(BrainActor):
         message = SetPhase(self._group, self.identity.name, facts.token, phase, max(1, int(seconds)))
         self._ask_lock(message, lambda value, error: None)
 
-    def _order(self, change: Callable[[dict[str, Any]], dict[str, Any]], then: Callable[[Any, BaseException | None], None]) -> None:
+    def _order(self, change: Callable[[dict[str, Any]], dict[str, Any]], then: Callable[[Any, BaseException | None], None],
+               guards: list[Any] | None = None) -> None:  # fmt: skip
         key = ORDERS + self.identity.id.encode()
         item = self._items(key).get(key)
         value = release.canonical(change(orders(item)))
-        guard = [[key, "mod", "=", item.mod if item is not None else 0]]
+        guard = [[key, "mod", "=", item.mod if item is not None else 0], *(guards or [])]
 
         def done(result: Any, error: BaseException | None) -> None:
             if error is None and not result["succeeded"]:
-                error = RuntimeError("an operator changes the machine's orders right now")
+                error = RuntimeError("an operator changes the machine's orders, or its lock, right now")
             then(result, error)
 
         self.propose(["txn", guard, [["put", key, value]], []], done)
@@ -446,15 +489,25 @@ class Updater(BrainActor):
         if target is None:
             return
         done = self._begin("reboot")
-        self._phase(facts, "rebooting", self._policy().trial_limit + 120)
+
+        def told(value: Any, error: BaseException | None) -> None:
+            refused = value.get("quorum", "") if error is None and isinstance(value, dict) else ""
+            if error is not None or refused:
+                self._no_quorum = refused
+                self.after(NO_QUORUM_S, self._ask_quorum_again)
+                done(None, error or RuntimeError(refused))
+                return
+            self._with_lock(value["revision"], order)
+
+        def order(guards: list[Any] | None) -> None:
+            if guards is None:
+                done(None, RuntimeError("the lock is not ours any more"))
+            else:
+                self._order(lambda known: {**known, "rebooting": facts.target}, ordered, guards)
 
         def ordered(_: Any, error: BaseException | None) -> None:
             if error is not None:
                 done(None, error)
-                return
-            # the last look: a lock that was taken away meanwhile has another token, or none
-            if self._lock()[0] != facts.token:
-                done(None, RuntimeError("the lock is not ours any more"))
                 return
             self._call(lambda slots: slots.begin_trial(slots.record().other, self._policy().trial_limit + 60), begun)
 
@@ -466,10 +519,26 @@ class Updater(BrainActor):
             logger.warning("starting anew, into version %s", facts.target)
             self._ports.slots.reboot()
 
-        self._order(lambda order: {**order, "rebooting": facts.target}, ordered)
+        # the lock says whether it is ours still, and whether the quorum bears it now
+        self._ask_lock(SetPhase(self._group, self.identity.name, facts.token, "rebooting", int(self._policy().trial_limit) + 120), told)
+
+    def _with_lock(self, revision: int, then: Callable[[list[Any] | None], None], tries: int = 20) -> None:
+        """The lock as it is once this machine's picture of it has come so far: what must hold when the reboot is ordered."""
+        keys = (LOCKS + self._group.encode(), locks.semaphore_key(self._group))
+        found = {**self._items(LOCKS), **self._items(locks.SEMAPHORES)}
+        newest = max((found[key].mod for key in keys if key in found), default=0)
+        if newest < revision and tries:
+            self.after(0.1, lambda: self._with_lock(revision, then, tries - 1))
+        elif newest < revision or not self._lock()[0]:
+            then(None)
+        else:
+            then([[key, "mod", "=", found[key].mod if key in found else 0] for key in keys])
+
+    def _ask_quorum_again(self) -> None:
+        self._no_quorum = ""
 
     def _commit(self, _: Facts) -> None:
-        self._change_record("commit", lambda slots: slots.commit())
+        self._change_record("commit", lambda slots: slots.commit(self._ports.slots.running))
 
     def _roll_back(self, _: Facts) -> None:
         why = self._unwell
@@ -477,10 +546,11 @@ class Updater(BrainActor):
 
         def rolled(_: Any, error: BaseException | None) -> None:
             done(None, error)
-            logger.error("rolling back: %s", why)
-            self._ports.slots.reboot()
+            if error is None:  # else it is tried again, until the launcher's time for a trial is over
+                logger.error("rolling back: %s", why)
+                self._ports.slots.reboot()
 
-        self._call(lambda slots: slots.roll_back(why), rolled)
+        self._call(lambda slots: slots.roll_back(why, self._ports.slots.running), rolled)
 
     def _change_record(self, what: str, work: Callable[[Any], Any]) -> None:
         done = self._begin(what)
@@ -609,10 +679,11 @@ class Updater(BrainActor):
                 "result": last["result"], "version": last["version"], "reason": last["reason"],
                 "at": round(self._ports.clock.wall(), 3),
             }  # fmt: skip
+        results = {m: known for m, known in results.items() if known["result"] != "failed" or m in record.bad or m == last.get("manifest")}
         for manifest in list(results)[: max(0, len(results) - RESULTS_MAX)]:
             del results[manifest]
-        running = record.trial or record.active
-        about = record.slots.get(running, {}) if running else {}
+        running = self._ports.slots.running
+        about = record.slots.get(running, {})
         said = {
             "name": self.identity.name, "channel": self._channel, "slot": running or "-", "version": about.get("version", self.identity.version),
             "sequence": about.get("sequence", 0), "state": self.decision.state, "reason": self.decision.reason, "results": results,
@@ -632,15 +703,26 @@ class Updater(BrainActor):
 def verdict_of(
     updates: dict[bytes, Item], alive: dict[bytes, Item], rollout: dict[str, Any], target: Statement, now: float
 ) -> waves.Verdict:
-    """Who may take a release now: by what all machines with slots say of it."""
+    """Who may take a release now: by what all machines with slots say of it.
+
+    One that went down for it and is not back is waited for; a failure that an operator has seen, and went on, is
+    none any more.
+    """
+    try:
+        how = waves.plan(rollout["plan"])
+    except (ValueError, TypeError) as error:  # a stored plan must not be what ends a host
+        why = f"the plan of the rollout cannot be read: {error}"
+        return waves.Verdict(frozenset(), why, why)
     outcomes = {}
+    seen = set(rollout.get("seen", ()))
     for key, item in updates.items():
         machine = key[len(UPDATES) :]
         said = json.loads(item.value)
         result = said["results"].get(target.manifest, {})
-        if ALIVE + machine in alive or result:
+        if ALIVE + machine in alive or result or said["state"] in _AWAY:
             done = "committed" if said["sequence"] >= target.sequence and said["state"] not in (State.TRIAL, State.SETTLING) else ""
-            outcomes[machine.decode()] = waves.Outcome(result.get("result") or done, result.get("at", 0.0))
-    return waves.verdict(waves.plan(rollout["plan"]), target.version, outcomes, now)
+            what = result.get("result") or done
+            outcomes[machine.decode()] = waves.Outcome("seen" if what == "failed" and machine.decode() in seen else what, result.get("at", 0.0))
+    return waves.verdict(how, target.version, outcomes, now)
 
 

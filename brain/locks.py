@@ -29,6 +29,8 @@ HISTORY_MAX = 50
 SEMAPHORES = b"/coreos.com/updateengine/rebootlock/"
 #: Who asks, where it is an update agent that speaks FleetLock.
 FLEET_LOCK = "FleetLock"
+#: The phase of a holder that goes down now.
+REBOOTING = "rebooting"
 #: Clusters with fewer voters cannot lose one of them without losing the quorum: there is nothing to guard.
 GUARDED_VOTERS_MIN = 3
 _GROUP = re.compile(r"[a-zA-Z0-9.-]{1,64}")
@@ -275,6 +277,10 @@ class _Turn:
             raise LockError("lock_token", f"{machine} does not hold this lock with token {token}")
         if not re.fullmatch(r"[a-z-]{1,32}", phase) or not 0 < deadline_s <= 30 * 86400:
             raise LockError("malformed", f"a phase is a word, and its deadline 1 s to 30 days, not {phase!r} and {deadline_s}")
+        if phase == REBOOTING:  # between the grant and this moment others may have gone down
+            refused = quorum_refusal(state, machine, self.voters, self.alive, self.elsewhere)
+            if refused:
+                return None, {"phase": held["phase"], "quorum": refused}
         if (held["phase"], held["deadline_s"]) == (phase, deadline_s):
             return None, {"phase": phase}
         passed_s = max(0, self.now_ms - held["since_ms"]) // 1000

@@ -87,8 +87,11 @@ def policy(record: Mapping[str, Any]) -> Policy:
         values[name] = tuple(listed)
     for name in ("drain_limit", "trial_limit", "commit_after"):
         value = values.get(name, 1.0)
-        if not isinstance(value, int | float) or not 0 <= value <= 86400 or (name != "commit_after" and not value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400 or (name != "commit_after" and not value):
             raise ValueError(f"{name}: seconds, up to a day")
     if not isinstance(values.get("rate", 0), int) or not 0 <= values.get("rate", 0) < 2**40:
         raise ValueError("rate: bytes a second, or 0 for no limit")
-    return Policy(**values, parsed=tuple(window(text) for text in values["windows"]))
+    made = Policy(**values, parsed=tuple(window(text) for text in values["windows"]))
+    if made.commit_after >= made.trial_limit:
+        raise ValueError("commit_after must be less than trial_limit: no version could be kept")
+    return made

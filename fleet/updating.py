@@ -28,6 +28,10 @@ class State(StrEnum):
     HALTED = "halted"
 
 
+#: Seconds beyond those of a drain after which leadership that nobody takes calls an update off.
+LEAD_S = 60.0
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is true now.  Empty reasons say that nothing stands in the way."""
@@ -47,6 +51,9 @@ class Facts:
     #: the token of the lock that this machine holds (0: none), and why it cannot be had
     token: int = 0
     lock: str = ""
+    #: somebody else holds the lock for this machine: it is theirs to give back; and why the quorum bears no reboot now
+    foreign: str = ""
+    no_quorum: str = ""
     #: whether units leave this machine by our order, which are left, since when
     draining: bool = False
     left: tuple[str, ...] = ()
@@ -116,12 +123,14 @@ def _waiting(facts: Facts) -> Decision:
         return Decision(State.WAIT_BLOCKER, facts.blocker, "leave-queue")
     if facts.now < facts.again_at:
         return Decision(State.WAIT_BLOCKER, f"the last drain did not end; trying again in {facts.again_at - facts.now:.0f} s", "leave-queue")
+    if facts.foreign:
+        return Decision(State.WAIT_LOCK, facts.foreign)
     return Decision(State.WAIT_LOCK, facts.lock or "asking for the lock", "acquire")
 
 
 def _locked(facts: Facts) -> Decision:
     """Under the lock: everything is looked at again, up to the moment of the reboot."""
-    off = facts.halted or facts.window or facts.blocker
+    off = facts.halted or facts.window or facts.blocker or facts.no_quorum
     if off or not facts.staged:
         return Decision(State.DRAINING, f"called off: {off or 'the release is gone'}", "give-up")
     if not facts.draining:
@@ -130,6 +139,8 @@ def _locked(facts: Facts) -> Decision:
         if facts.drained_for > facts.drain_limit:
             return Decision(State.DRAINING, f"called off: still there after {facts.drain_limit:g} s: {', '.join(facts.left[:5])}", "give-up")
         return Decision(State.DRAINING, f"waiting for {', '.join(facts.left[:5])}" + (" and others" if len(facts.left) > 5 else ""))
+    if facts.leads and facts.drained_for > facts.drain_limit + LEAD_S:
+        return Decision(State.DRAINING, "called off: leadership could not be handed over", "give-up")
     if facts.leads:
         return Decision(State.REBOOTING, "handing leadership over", "transfer")
     return Decision(State.REBOOTING, f"into version {facts.target}", "reboot")

@@ -36,7 +36,12 @@ def plan(record: Mapping[str, Any]) -> Plan:
     """A plan as it is stored; raises ``ValueError`` for one that makes no sense."""
     values = {name: record[name] for name in Plan.__dataclass_fields__ if name in record}
     if "waves" in values:
+        if not isinstance(values["waves"], list | tuple):
+            raise ValueError("waves: a list of shares in per cent")
         values["waves"] = tuple(values["waves"])
+    numbers = [values[name] for name in ("canaries", "failures_max", "failure_percent") if name in values] + list(values.get("waves", ()))
+    if any(type(number) is not int for number in numbers) or type(values.get("soak", 0.0)) not in (int, float):
+        raise ValueError("canaries, waves, failures and their share are whole numbers; soak is a number of seconds")
     made = Plan(**values)
     if not made.waves or list(made.waves) != sorted(set(made.waves)) or made.waves[-1] != 100 or made.waves[0] < 1:
         raise ValueError("waves grow, and end with 100 (per cent)")

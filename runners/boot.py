@@ -22,6 +22,8 @@ from typing import Any
 REBOOT = 79
 #: Tries that a new version has: for crashes and power cuts.  A failed verdict on its health ends it at once.
 TRIES = 3
+#: Tries that are given back, at most: a version that wants to be started anew for ever does not work.
+REFUNDS_MAX = 10
 #: Seconds that a new version has until it is kept or given up, whatever it does.
 TRIAL_S = 300.0
 #: Versions that are remembered as bad.
@@ -46,6 +48,10 @@ class Record:
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: how the last update ended, for whoever tells of it: manifest, result, reason, and whether that is done
     last: dict[str, Any] = field(default_factory=dict)
+    #: tries that were given back because the version on trial wanted to be started anew, or was told to end
+    refunds: int = 0
+    #: what a later version writes and this one does not know: it is kept
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def other(self) -> str:
@@ -82,7 +88,8 @@ def load(folder: Path) -> Record:
             text = json.loads(path.read_text())
             body = text["record"]
             if text["sum"] == _sum(body):
-                found = Record(**body)
+                known = {name: value for name, value in body.items() if name in Record.__dataclass_fields__ and name != "more"}
+                found = Record(**known, more={name: value for name, value in body.items() if name not in known})
                 best = found if found.seq > best.seq else best
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -97,6 +104,7 @@ def save(folder: Path, record: Record) -> None:
     """Write the record over its older copy: the newer one stays whole whatever happens."""
     record.seq += 1
     body = asdict(record)
+    body = {**body.pop("more"), **body}
     path = _copies(folder)[record.seq % 2]
     temporary = path.with_suffix(".part")
     with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -150,17 +158,17 @@ class Launcher:
         """Until it is told to stop, or a version that is known to be good ends; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        while True:
-            slot, record = choose(self.folder)
-            status = self._one(slot, record)
+        status = 0
+        while not self._stopping:
+            slot, record = self._choose()
             if self._stopping:
-                return status
-            now = load(self.folder)
-            if status == REBOOT:
-                if slot and now.trial == slot:  # it wanted that itself: no try is lost
-                    now.tries = min(TRIES, now.tries + 1)
-                    save(self.folder, now)
+                self._refund(slot)
+                break
+            status = self._one(slot, record)
+            if self._stopping or status == REBOOT:
+                self._refund(slot)  # it was told to end, or wanted to be started anew: no try is lost
                 continue
+            now = load(self.folder)
             if slot and now.trial == slot:
                 print(f"argosy-boot: version {record.slots[slot].get('version')} on trial ended with {status}; "
                       f"{now.tries} tries are left", file=sys.stderr, flush=True)  # fmt: skip
@@ -169,6 +177,26 @@ class Launcher:
             if slot and record.trial == slot and now.active != slot:
                 continue  # it was given up while it ran
             return status  # an init system starts us again
+        return status
+
+    def _choose(self) -> tuple[str, Record]:
+        """What to start; where a try cannot be written down, because the disk is full, what is known to be good."""
+        try:
+            return choose(self.folder)
+        except OSError as error:
+            print(f"argosy-boot: the boot record cannot be written: {error}; what is known to be good is started", file=sys.stderr, flush=True)
+            record = load(self.folder)
+            is_whole = record.slots.get(record.active, {}).get("state") == "ok"
+            return record.active if is_whole else "", record
+
+    def _refund(self, slot: str) -> None:
+        now = load(self.folder)
+        if slot and now.trial == slot and now.refunds < REFUNDS_MAX:
+            now.tries, now.refunds = min(TRIES, now.tries + 1), now.refunds + 1
+            try:
+                save(self.folder, now)
+            except OSError as error:
+                print(f"argosy-boot: a try could not be given back: {error}", file=sys.stderr, flush=True)
 
     def _stop(self, number: int, _: Any) -> None:
         self._stopping = number
@@ -192,7 +220,10 @@ class Launcher:
                 now = load(self.folder) if slot else record
                 if slot and now.trial == slot and time.monotonic() - began > now.trial_s and not self._stopping:
                     now.give_up(f"it was not found good in {now.trial_s:g} s", "hung")
-                    save(self.folder, now)
+                    try:
+                        save(self.folder, now)
+                    except OSError as error:
+                        print(f"argosy-boot: {error}", file=sys.stderr, flush=True)
                     self._child.kill()
 
 

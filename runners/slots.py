@@ -100,7 +100,10 @@ class Slots:
     def keep_trust(self, trusted: Trust) -> None:
         """Accept the signatures of these keys from now on."""
         temporary = self.folder / "trust.part"
-        temporary.write_bytes(release.canonical(trusted.record()))
+        with open(temporary, "wb") as file:
+            file.write(release.canonical(trusted.record()))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, self.folder / "trust.json")
         boot.sync_folder(self.folder)
 
@@ -150,6 +153,9 @@ class Slots:
         record.slots[slot] = {**about, "state": "writing"}
         self.save(record)
         shutil.rmtree(root, ignore_errors=True)
+        needed = sum(len(entry.chunks) for entry in entries) * CHUNK_BYTES
+        if shutil.disk_usage(self.folder).free < RESERVE_BYTES + needed:
+            raise OSError(28, f"an image of {needed // 1024**2} MiB leaves less than {RESERVE_BYTES // 1024**2} MiB free", str(root))
         root.mkdir(mode=0o755)
         for number, entry in enumerate(sorted(entries, key=lambda one: one.path)):
             self._write_entry(root, entry)
@@ -185,22 +191,28 @@ class Slots:
         record = self.record()
         if record.slots.get(slot, {}).get("state") != "ok":
             raise ReleaseError("damaged", f"slot {slot} is not whole")
-        record.trial, record.tries, record.trial_s, record.last = slot, boot.TRIES, seconds, {}
+        record.trial, record.tries, record.trial_s, record.last, record.refunds = slot, boot.TRIES, seconds, {}, 0
         self.save(record)
 
-    def commit(self) -> None:
-        """What is on trial is good."""
+    def call_off(self) -> None:
+        """What was to be tried was not started: it is neither good nor bad."""
         record = self.record()
-        if record.trial:
+        record.trial, record.tries = "", 0
+        self.save(record)
+
+    def commit(self, running: str) -> None:
+        """What is on trial, and runs, is good."""
+        record = self.record()
+        if record.trial and record.trial == running:
             about = record.slots[record.trial]
             record.last = {"manifest": about["manifest"], "version": about["version"], "result": "committed", "reason": "", "returned": False}
             record.active, record.trial, record.tries = record.trial, "", 0
             self.save(record)
 
-    def roll_back(self, reason: str) -> None:
-        """What is on trial is bad: the next start is from the slot before."""
+    def roll_back(self, reason: str, running: str) -> None:
+        """What is on trial, and runs, is bad: the next start is from the slot before."""
         record = self.record()
-        if record.trial:
+        if record.trial and record.trial == running:
             record.give_up(reason)
             self.save(record)
 

@@ -37,6 +37,11 @@ class SlotsPort:
         """Start anew from what the boot record names."""
         self._loop.call_soon_threadsafe(self._reboot)
 
+    @property
+    def running(self) -> str:
+        """The slot that this process was started from; ``-``: what was installed first; empty: not by the launcher."""
+        return os.environ.get("ARGOSY_SLOT", "")
+
     def check_commands(self) -> list[str]:
         """The programs of the image that runs which must succeed before it is kept: ``checks/required.d/*``."""
         slot = os.environ.get("ARGOSY_SLOT", "")

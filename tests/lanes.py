@@ -21,16 +21,18 @@ from typing import IO
 ROOT = Path(__file__).parent
 #: Directories whose tests only compute.
 COMPUTING = ("brain", "fleet", "kernel", "sim", "transport")
+#: Tests whose subject is how soon something is there again: they run when all others have ended.
+ALONE = ("real/test_host_kills.py",)
 #: Of the tests with real processes, the first letter after ``test_`` of those in the third lane.
 LATER = re.compile(r"real/test_[h-z]")
 
 
 def lanes() -> dict[str, list[str]]:
     """Test files by lane; the first is the one that is shown as it goes."""
-    found: dict[str, list[str]] = {"real processes": [], "real processes, too": [], "computing": []}
+    found: dict[str, list[str]] = {"real processes": [], "real processes, too": [], "computing": [], "alone": []}
     for path in sorted(ROOT.rglob("test_*.py")):
         name = str(path.relative_to(ROOT))
-        lane = "computing" if name.partition("/")[0] in COMPUTING else "real processes, too" if LATER.match(name) else "real processes"
+        lane = "alone" if name in ALONE else "computing" if name.partition("/")[0] in COMPUTING else "real processes, too" if LATER.match(name) else "real processes"
         found[lane].append(str(path))
     return found
 
@@ -54,7 +56,9 @@ def main(options: list[str]) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    for lane, files in lanes().items():
+    known = lanes()
+    last = known.pop("alone")
+    for lane, files in known.items():
         out = tempfile.TemporaryFile() if running else None  # noqa: SIM115 - read when the lane is at its end
         running.append((lane, _start(lane, files, out, options), out))
     status = 0
@@ -69,6 +73,10 @@ def main(options: list[str]) -> int:
             print(said, flush=True)
             for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)", said.splitlines()[-1] if said else ""):
                 counts[what] += int(number)
+    if last:
+        running.append(("alone", _start("alone", last, None, options), None))
+        alone = running[-1][1].wait()
+        status = status or alone
     told = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
     print(f"--- all lanes: {time.monotonic() - begun:.0f} s, exit status {status} (beside the first lane: {told})", flush=True)
     return status

@@ -11,7 +11,7 @@ from brain.store import Store, prefix_end
 from fleet import placement
 from kernel.mailbox import Promise
 
-from ..brain_client import AGENTS, ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES, to_json
+from ..brain_client import AGENTS, ALIVE, LOCKS, MACHINES, ORDERS, PLACES, REBALANCE, STATES, UPDATES, to_json
 from ..control import BadRequest, Control, Failed, verb
 from ..picture import machine_and_unit, metadata, orders
 from ..raft_messages import ChangeConfig, Query, Range, Status
@@ -94,7 +94,7 @@ def _machine_remove(control: Control, args: dict[str, Any]) -> Promise:
             return
         for key, _ in groups[1]:  # it holds no lock any more, and waits for none
             control.propose(["lock", key[len(LOCKS) :].decode(), "forget", {"machine": control.machine_name(machine)}])
-        keys = (MACHINES + machine.encode(), ORDERS + machine.encode(), AGENTS + machine.encode())
+        keys = (MACHINES + machine.encode(), ORDERS + machine.encode(), AGENTS + machine.encode(), UPDATES + machine.encode())
         control.commit(["txn", [], [["delete", key] for key in keys], []], promise, lambda _: promise.reply(True))
 
     if control.machines()[machine]["role"] == "agent":

@@ -14,7 +14,7 @@ from kernel.mailbox import Promise
 from ..brain_client import ALIVE, RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, to_json
 from ..control import BadRequest, Command, Control, Failed, Missing, verb
 from ..raft_messages import Range
-from ..updater import verdict_of
+from ..updater import ReadRecord, trust_key, verdict_of
 
 #: Pieces of one question, and releases that a channel keeps.
 PIECES_MAX, RELEASES_KEPT = 64, 20
@@ -131,7 +131,8 @@ def _release_trust(control: Control, args: dict[str, Any]) -> Promise:
             else:
                 promise.fail(Failed("somebody else changes the keys right now"))
 
-        control.commit(["txn", guard, [["put", TRUST, to_json(envelope)]], []], promise, done)
+        steps = [["put", TRUST, to_json(envelope)], ["put", trust_key(new.version), to_json(envelope)]]
+        control.commit(["txn", guard, steps, []], promise, done)
 
     _read(control, TRUST, None, promise, have)
     return promise
@@ -159,7 +160,15 @@ def _publish(control: Control, args: dict[str, Any]) -> Promise:
         gone = sorted(others)[: max(0, len(others) + 1 - RELEASES_KEPT)]
         steps = [["put", key, to_json(envelope)], *(["delete", old] for old in gone if old != key)]
         row = {"channel": channel, "version": made.version, "sequence": made.sequence}
-        control.commit(["txn", [], steps, []], promise, lambda _: promise.reply(row))
+        guards = [[key, "mod", "=", others[key].mod if key in others else 0]]
+
+        def done(result: Any) -> None:
+            if result["succeeded"]:
+                promise.reply(row)
+            else:
+                promise.fail(Failed(f"somebody else publishes sequence {made.sequence} right now"))
+
+        control.commit(["txn", guards, steps, []], promise, done)
 
     _read(control, TRUST, None, promise, known)
     return promise
@@ -220,6 +229,8 @@ def _rollout(control: Control, args: dict[str, Any]) -> Promise:
         sequence = next((number for number, made in known.items() if made["version"] == version), 0)
         if not sequence:
             raise Missing(f"no version {version} is published in channel {channel}")
+        if control.ports.clock.wall() >= known[sequence]["expires"]:
+            raise Failed(f"version {version} expired: no machine would take it")
         record = {"sequence": sequence, "version": version, "plan": how.record(), "state": "running", "reason": "",
                   "began": round(control.ports.clock.wall(), 3)}  # fmt: skip
         _put_rollout(control, channel, item, record, promise)
@@ -241,6 +252,16 @@ def _put_rollout(control: Control, channel: str, item: Item | None, record: dict
     control.commit(["txn", guard, [["put", key, to_json(record)]], []], promise, done)
 
 
+def _failed_now(control: Control, version: str) -> set[str]:
+    """Machines on which a version did not work."""
+    failed = set()
+    for key, item in control.items(UPDATES).items():
+        results = json.loads(item.value)["results"].values()
+        if any(result["result"] == "failed" and result["version"] == version for result in results):
+            failed.add(key[len(UPDATES) :].decode())
+    return failed
+
+
 def _change_state(state: str, allowed: tuple[str, ...]) -> Any:
     def run(control: Control, args: dict[str, Any]) -> Promise:
         channel = _channel(args)
@@ -255,7 +276,10 @@ def _change_state(state: str, allowed: tuple[str, ...]) -> Any:
             if record["state"] not in allowed:
                 raise Failed(f"the rollout of {record['version']} is {record['state']}")
             reason = str(args.get("reason") or "an operator asked for it")
-            _put_rollout(control, channel, item, {**record, "state": state, "reason": "" if state == "running" else reason}, promise)
+            record |= {"state": state, "reason": "" if state == "running" else reason}
+            if state == "running":  # who has failed until now is known to whoever goes on
+                record["seen"] = sorted({*record.get("seen", ()), *_failed_now(control, record["version"])})
+            _put_rollout(control, channel, item, record, promise)
 
         _read(control, key, None, promise, have)
         return promise
@@ -324,7 +348,15 @@ def _policy(control: Control, args: dict[str, Any]) -> Promise:
 @verb("host.forget-bad")
 def _host_forget(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
-    _in_slots(control, lambda slots: slots.forget_bad(str(args.get("manifest") or "")), promise)
+    updater = control.system.find("updater")
+
+    def forget(slots: Any) -> Any:
+        slots.forget_bad(str(args.get("manifest") or ""))
+        if updater is not None:
+            updater.offer(ReadRecord())
+        return True
+
+    _in_slots(control, forget, promise)
     return promise
 
 

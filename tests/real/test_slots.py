@@ -57,7 +57,7 @@ def update(home: Path, made: Statement, good: bool) -> None:
     slot = place.write(made)
     place.begin_trial(slot, 60)
     boot.choose(place.folder)
-    place.commit() if good else place.roll_back("it was not well")
+    place.commit(slot) if good else place.roll_back("it was not well", slot)
 
 
 _CALLS = ("fsync", "replace", "mkdir", "symlink", "fchmod", "rmdir", "unlink")
@@ -219,7 +219,7 @@ def test_u4_the_launcher_falls_back_from_what_crashes_or_hangs(tmp_path: Path, s
 
 
 def test_an_intended_reboot_in_the_trial_costs_no_try(tmp_path: Path) -> None:
-    """However many of them."""
+    """Up to a number that no version needs; one that wants it for ever is given up."""
     home = tmp_path / "home"
     marker = tmp_path / "count"
     folder = launch(home, f"import sys\nwith open({str(marker)!r}, 'a') as f: f.write('x')\n"
@@ -229,6 +229,38 @@ def test_an_intended_reboot_in_the_trial_costs_no_try(tmp_path: Path) -> None:
     launcher._one = lambda slot, record: real(slot, record) if slot else 0  # type: ignore[method-assign]
     assert launcher.run() == 0
     assert len(marker.read_text()) == 5 + boot.TRIES and "ended 3 times" in boot.load(folder).last["reason"]
+
+
+def test_a_version_that_wants_to_be_started_anew_for_ever_is_given_up(tmp_path: Path) -> None:
+    home, marker = tmp_path / "home", tmp_path / "count"
+    folder = launch(home, f"import sys\nwith open({str(marker)!r}, 'a') as f: f.write('x')\nsys.exit({boot.REBOOT})")
+    launcher = boot.Launcher(home, ["start"])
+    real = launcher._one
+    launcher._one = lambda slot, record: real(slot, record) if slot else 0  # type: ignore[method-assign]
+    assert launcher.run() == 0
+    assert len(marker.read_text()) == boot.TRIES + boot.REFUNDS_MAX and not boot.load(folder).trial
+
+
+def test_with_a_full_disk_what_is_known_to_be_good_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The try of a new version cannot be written down: it is not started, and the machine runs."""
+    folder = launch(tmp_path / "home", "import sys; sys.exit(3)")
+    started: list[str] = []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(boot, "save", full)
+    launcher = boot.Launcher(tmp_path / "home", ["start"])
+    launcher._one = lambda slot, record: started.append(slot) or 0  # type: ignore[method-assign,func-returns-value]
+    assert launcher.run() == 0 and started == [""]
+    assert boot.load(folder).trial and boot.load(folder).tries == boot.TRIES
+
+
+def test_a_record_of_a_later_version_is_read_and_what_is_not_known_of_it_is_kept(tmp_path: Path) -> None:
+    record = boot.Record(active="A", more={"invented": [1]})
+    boot.save(tmp_path, record)
+    boot.save(tmp_path, boot.load(tmp_path))
+    assert (boot.load(tmp_path).active, boot.load(tmp_path).more) == ("A", {"invented": [1]})
 
 
 def test_one_file_holds_a_release_and_says_when_it_is_damaged(tmp_path: Path) -> None:

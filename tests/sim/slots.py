@@ -23,6 +23,7 @@ class SimSlots:
         self.slot = boot.choose(self.slots.folder)[0]
         record = self.slots.record()
         self.version = record.slots.get(self.slot, {}).get("version", "factory") if self.slot else "factory"
+        self.running = self.slot or "-"
         self.life = machine.life
         machine.world.note(f"{machine.name} runs version {self.version}")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, to_json
+from actors.raft_messages import Propose
 from kernel.sim import Faults, World
 
+from .fleet import FleetFailure
 from .slots import Publisher
 from .stage import Stage
 
@@ -317,3 +321,136 @@ def _page_of(machine: Any) -> str:
     from metrics.exporter import Exporter
 
     return Exporter(lambda: observe.update_families(machine.host)).render().decode()
+
+
+# -- found by looking for ways to break it ---------------------------------------------------------------
+
+
+def test_a_plan_that_is_no_numbers_is_refused_and_one_that_is_stored_ends_no_host(world: World, tmp_path: Path) -> None:
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    for plan in ({"canaries": 1.5}, {"waves": [50.5, 100]}, {"canaries": True}, {"waves": "100"}, {"soak": "1"}):
+        with pytest.raises(FleetFailure):
+            stage.fleet.do("release.rollout", version="2.0", plan=plan, seconds=2.0)
+    record = {"sequence": 1, "version": "2.0", "plan": {"canaries": 1.5}, "state": "running", "reason": "", "began": 0.0}
+    stage.fleet.machines[0].host.raft.ask(Propose(["put", ROLLOUTS_OF_RELEASES + b"stable", to_json(record)]), block=False)
+    world.run(20)
+    assert all(machine.failure is None for machine in stage.fleet.machines)
+    assert set(states(stage).values()) == {"halted"}
+
+
+def test_what_was_never_started_is_not_kept(world: World, tmp_path: Path) -> None:
+    """The updater dies between the order and the reboot; and where no launcher switches slots nothing is done at all."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("crash", 1)
+    [port] = [publisher.ports["m1"]]
+    port.slots.write(_statement(stage))
+    port.slots.begin_trial("A", 60.0)
+    for box in stage.fleet.machines[0].host.system.mailboxes():
+        if box.path.endswith("updater"):
+            box.ref.kill()
+    world.run(30)
+    record = port.slots.record()
+    assert not record.trial and not record.active and not record.last and not record.bad
+    for other in publisher.ports.values():
+        other.running = ""
+    stage.fleet.do("release.rollout", version="crash", plan=FAST)
+    world.run(30)
+    assert set(states(stage).values()) == {"refused"} and not stage.fleet.do("lock.status")[0]["history"]
+
+
+def _statement(stage: Stage) -> Any:
+    from fleet import release
+
+    store = stage.fleet.machines[0].host.raft._mailbox.actor.store
+    [item] = [item for key, item in store.live.items() if key.startswith(RELEASES)]
+    return release.statement(json.loads(item.value)["signed"])
+
+
+def test_the_lock_of_somebody_else_is_not_the_updaters(world: World, tmp_path: Path) -> None:
+    """An operator holds it for the canary: it is not given back, and not used."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    token = stage.fleet.do("lock.acquire", machine="m2", reason="by hand", wait=0.0)["token"]
+    stage.fleet.do("release.rollout", version="2.0", plan={**FAST, "canaries": 0, "waves": [100]})
+    world.run(40)
+    [holder] = _holders(stage)
+    assert (holder["machine"], holder["token"]) == ("m2", token)
+    assert set(publisher.versions().values()) == {"factory"}
+    row = next(r for r in stage.fleet.do("release.status")["machines"] if r["machine"] == "m2")
+    assert row["state"] == "wait-lock" and "held for this machine by operator" in row["reason"]
+    stage.fleet.do("lock.release", machine="m2", token=token)
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"}, 300)
+
+
+def test_only_the_release_that_was_named_is_taken(world: World, tmp_path: Path) -> None:
+    """It expires before a machine has it: an older one that nobody rolled out is not taken in its place."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("withdrawn", 1)
+    publisher.publish("2.0", 2)
+    stage.fleet.do("lock.set-max", max=0)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    world.run(10)
+    for machine in stage.fleet.machines:
+        machine.offset += 86400 * 400
+    stage.fleet.do("lock.set-max", max=1)
+    world.run(60)
+    assert set(publisher.versions().values()) == {"factory"}
+    assert set(states(stage).values()) == {"refused"}
+    assert all("expired" in row["reason"] for row in stage.fleet.do("release.status")["machines"])
+
+
+def test_a_failure_that_was_seen_or_forgotten_holds_up_nobody(world: World, tmp_path: Path) -> None:
+    """resume goes on past the machines that failed; forget lets one try again; a removed machine does not count."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.sick = {"m1", "m2", "m3"}
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan={**FAST, "failures_max": 1})
+    stage.wait(lambda: stage.fleet.do("release.status").get("halted"), 300)
+    publisher.sick = set()
+    stage.wait(lambda: not _holders(stage), 200)
+    [failed] = [row["machine"] for row in stage.fleet.do("release.status")["machines"] if row["failed"]]
+    stage.fleet.do("release.halt")
+    stage.fleet.do("release.resume")
+    stage.wait(lambda: sorted(publisher.versions().values()) == ["2.0", "2.0", "factory"], 300)
+    assert publisher.versions()[failed] == "factory"
+    stage.fleet.do("release.forget", machine=failed)
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"}, 300)
+
+
+def test_keys_that_changed_twice_while_a_machine_was_away_reach_it(world: World, tmp_path: Path) -> None:
+    from fleet import release
+    from runners import artefact
+
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("1.0", 1)
+    world.run(5)
+    stage.fleet.machines[2].crash()
+    private = publisher.private
+    for version in (2, 3):
+        fresh, public = artefact.make_key()
+        signed = {"signed": release.Trust(version, 1, (public,)).record()}
+        stage.fleet.do("release.trust", envelope=release.sign(release.sign(signed, private), fresh))
+        private = fresh
+    publisher.private = private
+    stage.fleet.machines[2].start()
+    world.run(15)
+    publisher.publish("2.0", 2)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"}, 400)
+
+
+def test_l17_the_quorum_is_asked_again_before_the_reboot(world: World, tmp_path: Path) -> None:
+    """Another voter is lost during the drain: the update is called off, the majority stays."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: bool(_holders(stage)), 120)
+    [holder] = _holders(stage)
+    other = next(m for m in stage.fleet.machines if m.name != holder["machine"])
+    other.crash()
+    for _ in range(40):
+        world.run(1.0)
+        assert sum(machine.alive for machine in stage.fleet.machines) == 2
+    other.start()
+    stage.wait(lambda: set(publisher.versions().values()) == {"2.0"}, 600)
