@@ -96,6 +96,7 @@ class Updater(BrainActor):
         self._record: Any = None
         self._statements: dict[tuple[bytes, int], Any] = {}
         self._trust: Any = None
+        self._no_trust = ""  # why the keys that were trusted are not known any more
         self._busy = ""  # what is under way that takes long
         self._missing: list[str] | None = None
         self._staged = ""  # the manifest that lies verified in the other slot
@@ -170,7 +171,8 @@ class Updater(BrainActor):
                 logger.error("the boot record cannot be read: %s", error)
                 self.after(FETCH_AGAIN_S, self._read_record)
             else:
-                self._record, self._trust = value
+                self._record, self._trust, self._no_trust = value
+                self._statements.clear()
                 self._look()
 
         def read(slots: Any) -> Any:
@@ -178,7 +180,10 @@ class Updater(BrainActor):
             if running and record.trial and record.trial != running:  # its start was ordered, and did not come about
                 slots.call_off()
                 record = slots.record()
-            return record, slots.trust()
+            try:
+                return record, slots.trust(), ""
+            except ReleaseError as refused:
+                return record, None, str(refused)
 
         self._call(read, have)
 
@@ -237,7 +242,7 @@ class Updater(BrainActor):
     def _pin_trust(self) -> None:
         """The keys that an operator gave first are kept on this disk; later ones must be signed by them."""
         item = self._items(TRUST).get(TRUST)
-        if item is None or self._busy:
+        if item is None or self._busy or self._no_trust:
             return
         try:
             seen = self._trust
@@ -269,6 +274,8 @@ class Updater(BrainActor):
         rollout = self._one(ROLLOUTS_OF_RELEASES, ROLLOUTS_OF_RELEASES + self._channel.encode())
         if rollout is None:
             return None, ""
+        if self._no_trust:
+            return None, self._no_trust
         installed = self._installed()
         for key, item in sorted(self._items(self._releases).items(), reverse=True):
             if int(key.rpartition(b"/")[2]) > rollout["sequence"]:

@@ -237,7 +237,8 @@ class _Turn:
         if held is not None and self.by == FLEET_LOCK and held.get("by") != FLEET_LOCK:
             return None, {"released": False}  # its protocol has no tokens: it gives back what it took itself
         if held is None:  # releasing what one does not hold (or only waits for) is no error
-            queue = [entry for entry in state["queue"] if entry["machine"] != machine]
+            ours = self.by == FLEET_LOCK  # whose protocol takes back nobody else's wish
+            queue = [e for e in state["queue"] if e["machine"] != machine or (ours and e.get("by") != FLEET_LOCK)]
             if len(queue) == len(state["queue"]):
                 return None, {"released": False}
             return {**state, "queue": queue}, {"released": False}

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 CHUNK_BYTES = 64 * 1024
 #: Limits of one release.
 MANIFEST_BYTES_MAX, FILES_MAX, FILE_BYTES_MAX, SIGNATURES_MAX = 8 * 1024 * 1024, 200_000, 8 * 1024**3, 32
+#: Steps of a path that are followed to see where a link leads; more are taken for a circle.
+STEPS_MAX = 4096
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _PRODUCT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -77,7 +79,7 @@ def statement(data: Mapping[str, Any]) -> Statement:
     kinds: dict[str, type] = {
         "product": str, "version": str, "sequence": int, "floor": int, "created": int, "expires": int, "manifest": str, "size": int,
     }  # fmt: skip
-    if {k: type(v) for k, v in data.items()} != {"format": int, **kinds} or data["format"] != 1:
+    if not isinstance(data, dict) or {k: type(v) for k, v in data.items()} != {"format": int, **kinds} or data["format"] != 1:
         raise _malformed(f"a statement has format 1 and {', '.join(kinds)}")
     made = Statement(**{key: data[key] for key in kinds})
     if not _VERSION.fullmatch(made.version) or not _PRODUCT.fullmatch(made.product) or not _HASH.fullmatch(made.manifest):
@@ -226,25 +228,24 @@ def manifest(data: bytes, expected: str) -> list[Entry]:
         entries = [_entry(row) for row in raw["entries"]]
     except ReleaseError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise _malformed("the manifest is not one of this format") from None
     check_tree(entries)
     return entries
 
 
 def _entry(row: list[Any]) -> Entry:
-    kind = row[0]
-    if kind == "file":
-        _, path, mode, size, chunks = row
-        wanted = -(-size // CHUNK_BYTES)
-        if not (0 <= size <= FILE_BYTES_MAX) or len(chunks) != wanted or not all(_HASH.fullmatch(chunk) for chunk in chunks):
-            raise _malformed(f"{path}: its chunks do not make up its size")
-        return Entry(str(path), "file", _mode(mode), size, tuple(chunks))
-    if kind == "dir":
-        return Entry(str(row[1]), "dir", _mode(row[2]))
-    if kind == "link":
-        return Entry(str(row[1]), "link", target=str(row[2]))
-    raise _malformed(f"{kind!r} is not a kind of entry")
+    match row:
+        case ["file", str(path), mode, int(size), list(chunks)]:
+            wanted = -(-size // CHUNK_BYTES)
+            if not (0 <= size <= FILE_BYTES_MAX) or len(chunks) != wanted or not all(_HASH.fullmatch(chunk) for chunk in chunks):
+                raise _malformed(f"{path!r}: its chunks do not make up its size")
+            return Entry(path, "file", _mode(mode), size, tuple(chunks))
+        case ["dir", str(path), mode]:
+            return Entry(path, "dir", _mode(mode))
+        case ["link", str(path), str(target)]:
+            return Entry(path, "link", target=target)
+    raise _malformed("an entry is a file, a dir or a link, with what belongs to it")
 
 
 def _mode(mode: Any) -> int:
@@ -258,23 +259,39 @@ def check_tree(entries: list[Entry]) -> None:
     kinds: dict[str, str] = {"": "dir"}
     for entry in sorted(entries, key=lambda one: one.path):
         parts = entry.path.split("/")
-        if any(part in ("", ".", "..") for part in parts) or "\0" in entry.path or len(entry.path) > 1024:
+        if any(part in ("", ".", "..") for part in parts) or len(entry.path) > 1024:
             raise _malformed(f"{entry.path!r} is not a path inside the image")
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in entry.path + entry.target):
+            raise _malformed(f"{entry.path!r}: a name with control characters")
         if entry.path in kinds:
             raise _malformed(f"{entry.path} is there twice")
         if kinds.get("/".join(parts[:-1])) != "dir":
             raise _malformed(f"{entry.path} is not in a directory of the image")
         kinds[entry.path] = entry.kind
-        if entry.kind == "link" and _leaves(parts[:-1], entry.target):
-            raise _malformed(f"{entry.path} links to {entry.target!r}, which is outside of the image")
+    links = {entry.path: entry.target for entry in entries if entry.kind == "link"}
+    for path, target in links.items():
+        if _leaves(path, links):
+            raise _malformed(f"{path} links to {target!r}, which is outside of the image")
 
 
-def _leaves(folder: list[str], target: str) -> bool:
-    if not target or target.startswith("/") or "\0" in target:
-        return True
-    depth = len(folder)
-    for part in target.split("/"):
-        depth += -1 if part == ".." else 0 if part in ("", ".") else 1
-        if depth < 0:
-            return True
-    return False
+def _leaves(path: str, links: Mapping[str, str]) -> bool:
+    """Whether a link leads out of its image, followed as a system follows it: through other links, in order."""
+    here: list[str] = []
+    left = path.split("/")
+    for _ in range(STEPS_MAX):
+        if not left:
+            return False
+        part = left.pop(0)
+        if part == "..":
+            if not here:
+                return True
+            here.pop()
+        elif part not in ("", "."):
+            here.append(part)
+            target = links.get("/".join(here))
+            if target is not None:
+                if not target or target.startswith("/"):
+                    return True
+                here.pop()
+                left[:0] = target.split("/")
+    return True  # a circle, or as good as one

@@ -38,14 +38,17 @@ class Artefact:
             try:
                 header = json.loads(line)
                 self.envelope: dict[str, Any] = header["envelope"]
-                size = int(header["manifest_bytes"])
-            except (ValueError, KeyError, TypeError):
+                size = header["manifest_bytes"]
+                if type(size) is not int or not isinstance(self.envelope["signatures"], dict):
+                    raise TypeError
+                signed = self.envelope["signed"]
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ReleaseError("malformed", f"{path}: its first lines are damaged") from None
             if not 0 < size <= release.MANIFEST_BYTES_MAX:
                 raise ReleaseError("malformed", f"{path}: manifest_bytes_max: {release.MANIFEST_BYTES_MAX}")
             self.manifest = file.read(size)
             self._begin = file.tell()
-        self.statement: Statement = release.statement(self.envelope["signed"])
+        self.statement: Statement = release.statement(signed)
         self.entries = release.manifest(self.manifest, self.statement.manifest)
 
     def chunks(self) -> Iterator[tuple[str, bytes]]:

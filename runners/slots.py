@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from .boot import Record
 
 #: Bytes of free space that an update leaves on the disk.
 RESERVE_BYTES = 64 * 1024 * 1024
+#: Seconds for which a chunk is kept that no release has yet: one may just be published here.
+FRESH_S = 3600.0
 
 
 class Chunks:
@@ -56,6 +59,7 @@ class Chunks:
             raise ReleaseError("damaged", f"a chunk is not the one that was asked for ({name[:12]})")
         path = self.path(name)
         if path.exists():
+            os.utime(path)  # whoever puts it here is about to need it
             return
         if shutil.disk_usage(self.folder).free < RESERVE_BYTES + len(data):
             raise OSError(28, f"less than {RESERVE_BYTES // 1024**2} MiB would be free", str(self.folder))
@@ -65,10 +69,11 @@ class Chunks:
         os.replace(temporary, path)
 
     def keep_only(self, names: set[str]) -> int:
-        """Remove all others; returns how many that were."""
+        """Remove all others that did not come just now; returns how many that were."""
         removed = 0
+        oldest = time.time() - FRESH_S
         for path in self.folder.glob("??/*"):
-            if path.name not in names:
+            if path.name not in names and path.stat().st_mtime < oldest:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
@@ -91,11 +96,19 @@ class Slots:
         boot.save(self.folder, record)
 
     def trust(self) -> Trust | None:
-        """Whose signatures this machine accepts; None while it was told of nobody."""
+        """Whose signatures this machine accepts; None while it was told of nobody.
+
+        Raises :class:`ReleaseError` (``no-key``) for a file that is damaged: nobody is trusted by guess.
+        """
+        path = self.folder / "trust.json"
         try:
-            return release.trust(json.loads((self.folder / "trust.json").read_text()))
+            return release.trust(json.loads(path.read_text()))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise ReleaseError(
+                "no-key", f"{path} is damaged ({error}); remove it, and the keys that are published now are trusted"
+            ) from None
 
     def keep_trust(self, trusted: Trust) -> None:
         """Accept the signatures of these keys from now on."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from kernel.mailbox import Promise
 
-from ..control import Control, Failed, verb
-from ..lock_manager import Acquire, LockStatus, Release, SetMax
+from ..control import BadRequest, Control, Failed, verb
+from ..lock_manager import WAIT_S_MAX, Acquire, LockStatus, Release, SetMax
 
 
 def _locks(control: Control) -> Any:
@@ -28,6 +28,8 @@ def _lock_status(control: Control, args: dict[str, Any]) -> Promise:
 def _lock_acquire(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
     wait = float(args.get("wait", 0.0))
+    if not 0 <= wait <= WAIT_S_MAX:  # also what is no number
+        raise BadRequest(f"--wait {wait}: seconds from 0 to {WAIT_S_MAX:g}")
     message = Acquire(
         str(args.get("group") or "default"), str(args["machine"]), str(args.get("reason", "")), wait,
         str(args.get("by") or "operator"),

@@ -26,11 +26,14 @@ def _slots(control: Control) -> Any:
     return control.ports.slots
 
 
-def _in_slots(control: Control, work: Any, promise: Promise) -> None:
+def _in_slots(control: Control, work: Any, promise: Promise, then: Any = None) -> None:
+    """Do something with this machine's slots; what comes of it is answered, or handed on."""
     inbox = control.actor_inbox
 
     def done(value: Any, error: BaseException | None) -> None:
-        inbox.post(lambda: promise.fail(error) if error is not None else promise.reply(value))
+        if isinstance(error, ValueError):  # a release, or a name of one, that is none
+            error = BadRequest(f"{error.code}: {error}" if isinstance(error, ReleaseError) else str(error))
+        inbox.post(lambda: promise.fail(error) if error is not None else (then or promise.reply)(value))
 
     _slots(control).call(work, done)
 
@@ -147,8 +150,14 @@ def _publish(control: Control, args: dict[str, Any]) -> Promise:
     def known(found: dict[bytes, Item]) -> None:
         trusted = _trust(found.get(TRUST))
         made = _accepted(control, envelope, trusted)
-        prefix = RELEASES + channel.encode() + b"/"
-        _read(control, prefix, prefix[:-1] + b"0", promise, lambda others: store(made, others))
+        _in_slots(control, lambda slots: slots.missing(made.manifest), promise, lambda missing: whole(made, missing))
+
+    def whole(made: release.Statement, missing: list[str]) -> None:
+        if missing:  # what is offered can be fetched
+            promise.fail(BadRequest(f"{len(missing)} pieces of version {made.version} are not on this machine: send them first (release.put)"))
+        else:
+            prefix = RELEASES + channel.encode() + b"/"
+            _read(control, prefix, prefix[:-1] + b"0", promise, lambda others: store(made, others))
 
     def store(made: release.Statement, others: dict[bytes, Item]) -> None:
         key = _release_key(channel, made.sequence)
@@ -226,7 +235,7 @@ def _rollout(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
 
     def have(known: dict[int, Any], item: Item | None) -> None:
-        sequence = next((number for number, made in known.items() if made["version"] == version), 0)
+        sequence = max((number for number, made in known.items() if made["version"] == version), default=0)
         if not sequence:
             raise Missing(f"no version {version} is published in channel {channel}")
         if control.ports.clock.wall() >= known[sequence]["expires"]:

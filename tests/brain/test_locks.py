@@ -512,3 +512,8 @@ def test_fleet_lock_gives_back_what_it_took_and_nothing_else(lock: Lock) -> None
     assert lock._do("release", machine="zincati", token=0, force=True, by=locks.FLEET_LOCK)["released"]
     assert lock.holders == ["m2"]
     assert not lock._do("release", machine="m2", token=0, force=True, by=locks.FLEET_LOCK)["released"]
+    lock._do("acquire", machine="m3", reason="", boot_id="", wait=True, by="operator")
+    lock._do("acquire", machine="z2", reason="", boot_id="", wait=True, by=locks.FLEET_LOCK)
+    for machine in ("m3", "z2"):
+        lock._do("release", machine=machine, token=0, force=True, by=locks.FLEET_LOCK)
+    assert [entry["machine"] for entry in lock.state["queue"]] == ["m3"], "nor is the wish of an operator"

@@ -82,7 +82,9 @@ def test_keys_are_rotated_by_the_old_and_the_new_together() -> None:
     [
         [["dir", "../x", 0o755]], [["dir", "/x", 0o755]], [["dir", "a/b", 0o755]], [["dir", "a", 0o755], ["dir", "a", 0o755]],
         [["link", "a", "/etc"]], [["link", "a", "../x"]], [["link", "a", "b"], ["file", "a/c", 0o644, 0, []]],
-        [["file", "a", 0o4755, 0, []]], [["file", "a", 0o644, 1, []]], [["file", "a", 0o644, 1, ["zz"]]], [["device", "a"]],
+        [["dir", "a", 0o755], ["dir", "a/b", 0o755], ["link", "a/b/up", ".."], ["link", "a/out", "b/up/../../x"]],
+        [["link", "a", "b"], ["link", "b", "a"]], [["file", "a", 0o644, 1.0, ["ab" * 32]]], [["dir", 7, 0o755]], ["dir"], [[]],
+        [["dir", "a\nb", 0o755]], [["file", "a", 0o4755, 0, []]], [["file", "a", 0o644, 1, []]], [["file", "a", 0o644, 1, ["zz"]]], [["device", "a"]],
     ],
 )  # fmt: skip
 def test_a_manifest_never_leads_out_of_its_image(entries: list[Any]) -> None:
@@ -96,6 +98,11 @@ def test_a_manifest_is_what_was_signed() -> None:
     """Its own hash is in the statement."""
     data = release.manifest_bytes([Entry("bin", "dir"), Entry("bin/a", "link", target="../lib"), Entry("lib", "dir")])
     assert [entry.path for entry in release.manifest(data, release.digest(data))] == ["bin", "bin/a", "lib"]
+    through = [Entry("a", "dir"), Entry("a/b", "dir"), Entry("a/b/up", "link", target=".."), Entry("c", "link", target="a/b/up/../a/b")]
+    assert len(release.manifest(release.manifest_bytes(through), release.digest(release.manifest_bytes(through)))) == 4
+    nested = b"[" * 100_000
+    with pytest.raises(ReleaseError, match="not one of this format"):
+        release.manifest(nested, release.digest(nested))
     with pytest.raises(ReleaseError, match="not the one that was signed"):
         release.manifest(data + b" ", release.digest(data))
 

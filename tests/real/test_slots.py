@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,14 @@ def test_u3_only_what_changed_is_fetched_and_a_damaged_piece_is_fetched_again(tm
     big = os.urandom(40 * release.CHUNK_BYTES)
     first = offer(place, image(tmp_path, "1", big), "1", 1)
     update(tmp_path / "home", first, True)
-    place.tidy([])
+    long_ago = time.time() - slots.FRESH_S - 10
+    for path in place.chunks.folder.glob("??/*"):
+        os.utime(path, (long_ago, long_ago))
+    place.chunks.put(release.digest(b"new"), b"new")
+    place.chunks.put(first.manifest, place.chunks.get(first.manifest) or b"")
+    assert place.tidy([]) == 0, "the running image's pieces, and one that somebody is about to publish"
+    os.utime(place.chunks.path(release.digest(b"new")), (long_ago, long_ago))
+    assert place.tidy([]) == 1
     other = Slots(tmp_path / "publisher")
     changed = big[: 2 * release.CHUNK_BYTES] + os.urandom(release.CHUNK_BYTES) + big[3 * release.CHUNK_BYTES :]
     second = offer(other, image(tmp_path, "2", changed), "2", 2)
@@ -279,3 +287,23 @@ def test_one_file_holds_a_release_and_says_when_it_is_damaged(tmp_path: Path) ->
     with pytest.raises(ReleaseError, match="damaged"):
         list(artefact.Artefact(file).chunks())
     assert sys.version_info >= (3, 11)
+
+
+def test_a_file_that_is_no_release_is_told_so(tmp_path: Path) -> None:
+    """Whatever its first lines hold."""
+    file = tmp_path / "r.release"
+    for header in ("[]", "[" * 60_000, '{"envelope": 7, "manifest_bytes": 1}', '{"envelope": {"signed": [], "signatures": {}}, "manifest_bytes": 1}',
+                   '{"envelope": {"signed": {}, "signatures": []}, "manifest_bytes": 1}', '{"envelope": {}, "manifest_bytes": "x"}'):  # fmt: skip
+        file.write_bytes(b"argosy-release 1\n" + header.encode() + b"\nx")
+        with pytest.raises(ReleaseError):
+            artefact.Artefact(file)
+
+
+def test_keys_that_cannot_be_read_are_nobodys(tmp_path: Path) -> None:
+    """They are not replaced by a guess; none at all is another thing."""
+    place = Slots(tmp_path)
+    assert place.trust() is None
+    for text in ("", "{}", "\x00"):
+        (place.folder / "trust.json").write_text(text)
+        with pytest.raises(ReleaseError, match=r"trust\.json is damaged.*remove it"):
+            place.trust()

@@ -167,6 +167,14 @@ class Fleet:
 
     def _until(self, ask: Callable[[SimMachine], Any], seconds: float, what: str) -> Any:
         result: list[Any] = []
+        refused: list[Any] = []
+
+        def answered(future: Any) -> None:
+            if future.error is None:
+                result.append(future)
+            else:
+                refused.append(future.error)
+                attempt_later()
 
         def attempt() -> None:
             alive = [m for m in self.machines if m.alive and not m.paused and m.name in self.members]
@@ -174,7 +182,7 @@ class Fleet:
                 attempt_later()
                 return
             machine, life = alive[0], alive[0].life
-            ask(machine).on_done(lambda f: result.append(f) if f.error is None else attempt_later())
+            ask(machine).on_done(answered)
             self.world.call_later(2.0, lambda: None if result or (machine.alive and machine.life == life) else attempt())
 
         def attempt_later() -> None:
@@ -182,7 +190,7 @@ class Fleet:
 
         attempt()
         if not self.world.run_until(lambda: bool(result), seconds):
-            raise FleetFailure(self.report(f"{what} was not done within {seconds} s"))
+            raise FleetFailure(self.report(f"{what} was not done within {seconds} s: {refused[-1:]}"))
         return result[0].value
 
 

@@ -41,7 +41,8 @@ class SimSlots:
     def _off(self) -> None:
         if self.machine.life == self.life:
             self.machine.crash(power=True)
-            self.machine.world.call_later(1.0, lambda: self.machine.alive or self.machine.start())
+            if not self.publisher.lost:
+                self.machine.world.call_later(1.0, lambda: self.machine.alive or self.machine.start())
 
     def check_commands(self) -> list[str]:
         return ["bad"] if "sick" in self.version or self.machine.name in self.publisher.sick else ["good"]
@@ -57,6 +58,7 @@ class Publisher:
         record = release.Trust(1, 1, (public,)).record()
         self.trust = release.sign({"signed": record}, self.private)
         self.ports: dict[str, SimSlots] = {}
+        self.lost = False  # whether machines come back from a reboot
         self.sick: set[str] = set()  # machines whose checks fail, whatever runs there
         fleet.slots_of = self._slots_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, to_json
 from actors.raft_messages import Propose
+from fleet import release
 from kernel.sim import Faults, World
 
 from .fleet import FleetFailure
@@ -360,8 +362,6 @@ def test_what_was_never_started_is_not_kept(world: World, tmp_path: Path) -> Non
 
 
 def _statement(stage: Stage) -> Any:
-    from fleet import release
-
     store = stage.fleet.machines[0].host.raft._mailbox.actor.store
     [item] = [item for key, item in store.live.items() if key.startswith(RELEASES)]
     return release.statement(json.loads(item.value)["signed"])
@@ -454,3 +454,63 @@ def test_l17_the_quorum_is_asked_again_before_the_reboot(world: World, tmp_path:
         assert sum(machine.alive for machine in stage.fleet.machines) == 2
     other.start()
     stage.wait(lambda: set(publisher.versions().values()) == {"2.0"}, 600)
+
+
+def test_a_release_is_offered_when_all_of_it_can_be_fetched(world: World, tmp_path: Path) -> None:
+    """Pieces first; and a name that is used again means the newest."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    first = _statement(stage)
+    made = replace(first, sequence=2, manifest="ab" * 32)
+    envelope = release.sign({"signed": json.loads(made.signed())}, publisher.private)
+    with pytest.raises(FleetFailure, match="1 pieces of version 2.0 are not on this machine"):
+        stage.fleet.do("release.publish", envelope=envelope, seconds=2.0)
+    with pytest.raises(FleetFailure, match="is no hash"):
+        stage.fleet.do("release.missing", manifest="zz", seconds=2.0)
+    again = replace(first, sequence=2)
+    stage.fleet.do("release.publish", envelope=release.sign({"signed": json.loads(again.signed())}, publisher.private))
+    assert stage.fleet.do("release.rollout", version="2.0", plan=FAST)["sequence"] == 2
+
+
+def test_a_lock_is_waited_for_so_many_seconds(world: World, tmp_path: Path) -> None:
+    """A time that is no number is refused."""
+    stage, _ = yard(world, tmp_path)
+    for wait in (float("nan"), -1.0, 1e9):
+        with pytest.raises(FleetFailure, match="seconds from 0 to 86400"):
+            stage.fleet.do("lock.acquire", machine="x", wait=wait, seconds=2.0)
+
+
+def test_keys_that_a_disk_lost_stop_updates_with_a_sentence(world: World, tmp_path: Path) -> None:
+    """And nothing else; the machine is seen."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    world.run(5)
+    machine = stage.fleet.machines[1]
+    (tmp_path / machine.name / "slots" / "trust.json").write_text("")
+    machine.crash(power=False)
+    machine.start()
+    stage.fleet.do("release.rollout", version="2.0", plan={**FAST, "canaries": 3})
+
+    def row() -> Any:
+        return next(row for row in stage.fleet.do("release.status")["machines"] if row["machine"] == machine.name)
+
+    stage.wait(lambda: "trust.json is damaged" in row()["reason"], 120)
+    stage.wait(lambda: sorted(publisher.versions().values()) == ["2.0", "2.0", "factory"], 300)
+
+
+def test_l10_machines_that_die_in_their_reboots_are_never_two(world: World, tmp_path: Path) -> None:
+    """Nothing is reaped: who died holding is overdue and holds, until an operator takes the machine out."""
+    stage, publisher = yard(world, tmp_path, size=5)
+    publisher.publish("2.0", 1)
+    publisher.lost = True  # no machine comes back from a reboot
+    stage.fleet.do("release.rollout", version="2.0", plan={**FAST, "canaries": 5, "failures_max": 5})
+    removed: set[str] = set()
+    for _ in range(3):
+        stage.wait(lambda: any(not m.alive and m.name not in removed for m in stage.fleet.machines), 300)
+        for _ in range(50):
+            world.run(5.0)
+            assert sum(not m.alive and m.name not in removed for m in stage.fleet.machines) == 1
+        [holder] = _holders(stage)
+        assert holder["overdue"]
+        stage.fleet.do("machine.remove", machine=holder["machine"])
+        removed.add(holder["machine"])
