@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from . import calendar, syntax
 
 #: Windows, blocking units and commands that a policy may have.
 RULES_MAX = 50
+#: Seconds by which a zone changes its clock, at most, and begins of windows that are looked at for it.
+CHANGE_S_MAX, STARTS_MAX = 3 * 3600.0, 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A time in which machines may reboot: from each elapse of a calendar on, for so many seconds."""
+    """A time in which machines may reboot: from each elapse of a calendar on, for so many seconds.
+
+    A calendar has its own time zone, or UTC.  There is one window for each elapse on the zone's wall clock: where
+    a clock change leaves its hour out it begins as much later, and an hour that comes twice begins one window.
+    """
 
     when: str
     length: float
 
     def is_open(self, now: float) -> bool:
-        """Whether ``now`` is inside; a calendar has its own time zone, or UTC."""
-        return self._elapse(now - self.length) <= now
+        """Whether ``now`` is inside."""
+        return self._first_start(now - self.length) <= now
 
     def opens(self, now: float) -> float:
         """When it opens next."""
-        return self._elapse(now)
+        return self._first_start(now)
 
-    def _elapse(self, moment: float) -> float:
-        from datetime import timezone
-
-        found = calendar.parse(self.when).next_after(moment, timezone.utc)
-        return found if found is not None else float("inf")
+    def _first_start(self, after: float) -> float:
+        """The first begin after a moment."""
+        event = calendar.parse(self.when)
+        zone = ZoneInfo(event.zone) if event.zone else timezone.utc
+        on_the_wall = replace(event, zone="UTC")  # as if its clock were never changed
+        shown = datetime.fromtimestamp(after, zone).replace(tzinfo=timezone.utc).timestamp() - CHANGE_S_MAX
+        begins: list[float] = []
+        for _ in range(STARTS_MAX):
+            found = on_the_wall.next_after(shown, timezone.utc)
+            if found is None:
+                break
+            shown = found
+            begin = datetime.fromtimestamp(found, timezone.utc).replace(tzinfo=zone, fold=0).timestamp()
+            if begin > after:
+                begins.append(begin)  # a later one may begin before one that was put off
+                if shown > datetime.fromtimestamp(begins[0], zone).replace(tzinfo=timezone.utc).timestamp():
+                    break
+        else:  # they begin all the time
+            found = event.next_after(after, timezone.utc)
+            return found if found is not None else float("inf")
+        return min(begins, default=float("inf"))
 
 
 def window(text: str) -> Window:
