@@ -114,7 +114,7 @@ class Updater(BrainActor):
         self._source = 0
         self._again_fetch = 0.0  # Unix time before which nothing is fetched
         self._no_quorum = ""  # why no reboot is borne now
-        self._blocked_for: tuple[str, ...] = ()  # the commands that said so
+        self._blocked_for: list[tuple[str, str]] = []  # the checks that said so
         self._check_began = 0.0
         self._well_at = 0.0  # when the last check that found it well began
         self._refused_trust = 0  # the revision of keys that were not accepted, which is said once
@@ -336,9 +336,9 @@ class Updater(BrainActor):
             if any(fnmatch.fnmatchcase(unit, pattern) for pattern in rules.block_units):
                 if json.loads(item.value)["active"] in ("active", "activating", "reloading", "deactivating"):
                     return f"{unit} runs here"
-        if rules.block_commands and tuple(rules.block_commands) != self._blocked_for:
-            return "the commands that may forbid it were not run yet"
-        return self._blocked if rules.block_commands else ""
+        if rules.blockers() and rules.blockers() != self._blocked_for:
+            return "what may forbid it was not looked at yet"
+        return self._blocked if rules.blockers() else ""
 
     def _permit(self, target: Statement, now: float) -> tuple[str, str]:
         """Why this machine has to wait for others, and why nobody goes any more."""
@@ -371,21 +371,23 @@ class Updater(BrainActor):
             elif ALIVE + self.identity.id.encode() not in self._items(ALIVE):
                 self._checked("the machine's lease is not held")
             else:
-                self._run_checks(self._ports.slots.check_commands(), self._checked)
+                self._run_checks([("exec", command) for command in self._ports.slots.check_commands()], self._checked)
 
         self.ask_then(self.raft_ref, Status(), 6.0, have)
 
-    def _run_checks(self, commands: list[str], then: Callable[[str], None]) -> None:
-        if not commands:
+    def _run_checks(self, checks: list[tuple[str, str]], then: Callable[[str], None]) -> None:
+        """One after another, (kind, target) each; ``then`` with what the first that fails says."""
+        if not checks:
             then("")
             return
         inbox = self.actor_inbox
-        command, *rest = commands
+        (kind, target), *rest = checks
 
         def done(well: bool, detail: str) -> None:
-            inbox.post(lambda: self._run_checks(rest, then) if well else then(f"{command.rpartition('/')[2]}: {detail}"))
+            why = f"{target.rpartition('/')[2]}: {detail}" if kind == "exec" else f"logged in: {detail}" if kind == "users" else detail
+            inbox.post(lambda: self._run_checks(rest, then) if well else then(why))
 
-        self._ports.processes.probe("exec", command, {"PATH": "/usr/bin:/bin"}, CHECK_S, done)
+        self._ports.processes.probe(kind, target, {"PATH": "/usr/bin:/bin"}, CHECK_S, done)
 
     def _checked(self, unwell: str) -> None:
         if unwell:
@@ -394,15 +396,12 @@ class Updater(BrainActor):
             self._well_at = self._check_began
             self._well_since = self._check_began if self._well_since is None else self._well_since
         self._unwell = unwell
-        commands = list(self._policy().block_commands)
-        if not commands:
-            self._checking = False
-            return
+        blockers = self._policy().blockers()
 
         def blocked(why: str) -> None:
-            self._blocked, self._blocked_for, self._checking = why, tuple(commands), False
+            self._blocked, self._blocked_for, self._checking = why, blockers, False
 
-        self._run_checks(commands, blocked)
+        self._run_checks(blockers, blocked)
 
     # -- what is to be done ------------------------------------------------------------------------
 

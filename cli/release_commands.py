@@ -262,6 +262,9 @@ for _name, _help in (
 @click.option("--window", "windows", multiple=True, help="'CALENDAR for TIME', like 'Mon..Fri 22:00 Europe/Berlin for 4h'; repeatable. '' for none.")
 @click.option("--block-unit", "block_units", multiple=True, help="Pattern of units of which none may run there; repeatable. '' for none.")
 @click.option("--block-command", "block_commands", multiple=True, help="A command that must succeed there; repeatable. '' for none.")
+@click.option("--block-query", "block_queries", multiple=True,
+              help="'URL EXPRESSION': a Prometheus server must give nothing for it; repeatable. '' for none.")  # fmt: skip
+@click.option("--block-users/--no-block-users", default=None, help="Whether somebody who is logged in there forbids it.")
 @click.option("--drain-limit", help="How long units may take to leave.")
 @click.option("--trial-limit", help="How long a new version may take to be well.")
 @click.option("--commit-after", help="How long it must be well to be kept.")
@@ -272,7 +275,9 @@ def policy(session: Session, /, as_json: bool, **given: Any) -> None:
     """When machines may reboot, and how long the steps of an update may take; what is not given stays."""
     changes: dict[str, Any] = {}
     try:
-        for name in ("windows", "block_units", "block_commands"):
+        if given["block_users"] is not None:
+            changes["block_users"] = given["block_users"]
+        for name in ("windows", "block_units", "block_commands", "block_queries"):
             if given[name]:
                 changes[name] = [text for text in given[name] if text]
         for name in ("drain_limit", "trial_limit", "commit_after"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from . import calendar, syntax
@@ -79,6 +80,10 @@ class Policy:
     block_units: tuple[str, ...] = ()
     #: commands that must succeed on it; one that cannot be run, or takes too long, blocks
     block_commands: tuple[str, ...] = ()
+    #: ``URL EXPRESSION``: what a Prometheus server must give nothing for; one that does not answer blocks
+    block_queries: tuple[str, ...] = ()
+    #: whether somebody who is logged in blocks
+    block_users: bool = False
     drain_limit: float = 120.0
     trial_limit: float = 120.0
     commit_after: float = 10.0
@@ -90,8 +95,13 @@ class Policy:
         """As it is stored."""
         return {
             "windows": list(self.windows), "block_units": list(self.block_units), "block_commands": list(self.block_commands),
-            "drain_limit": self.drain_limit, "trial_limit": self.trial_limit, "commit_after": self.commit_after, "rate": self.rate,
+            "block_queries": list(self.block_queries), "block_users": self.block_users, "drain_limit": self.drain_limit, "trial_limit": self.trial_limit, "commit_after": self.commit_after, "rate": self.rate,
         }  # fmt: skip
+
+    def blockers(self) -> list[tuple[str, str]]:
+        """What is to be looked at on a machine that would reboot: (kind of check, target)."""
+        users = [("users", "")] if self.block_users else []
+        return [*users, *(("query", text) for text in self.block_queries), *(("exec", text) for text in self.block_commands)]
 
     def closed(self, now: float) -> str:
         """Why no machine may reboot at this moment; empty if one may."""
@@ -104,7 +114,7 @@ class Policy:
 def policy(record: Mapping[str, Any]) -> Policy:
     """A policy as it is stored; raises ``ValueError``."""
     values = {name: record[name] for name in Policy.__dataclass_fields__ if name in record and name != "parsed"}
-    for name in ("windows", "block_units", "block_commands"):
+    for name in ("windows", "block_units", "block_commands", "block_queries"):
         listed = values.get(name, ())
         if not isinstance(listed, list | tuple) or len(listed) > RULES_MAX or not all(isinstance(text, str) and text for text in listed):
             raise ValueError(f"{name}: at most {RULES_MAX} texts")
@@ -113,6 +123,13 @@ def policy(record: Mapping[str, Any]) -> Policy:
         value = values.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 86400 or (name != "commit_after" and not value):
             raise ValueError(f"{name}: seconds, up to a day")
+    for text in values["block_queries"]:
+        server, _, expression = text.partition(" ")
+        parts = urlsplit(server)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not expression.strip():
+            raise ValueError(f"block_queries: {text!r} is not URL EXPRESSION, like 'http://prometheus:9090 ALERTS{{severity=\"page\"}}'")
+    if type(values.get("block_users", False)) is not bool:
+        raise ValueError("block_users: true or false")
     if not isinstance(values.get("rate", 0), int) or not 0 <= values.get("rate", 0) < 2**40:
         raise ValueError("rate: bytes a second, or 0 for no limit")
     made = Policy(**values, parsed=tuple(window(text) for text in values["windows"]))

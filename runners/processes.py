@@ -25,7 +25,7 @@ from typing import Any
 
 from fleet import environment, spec
 
-from . import conditions, logs, proc
+from . import blockers, conditions, logs, proc
 from .sessions import ProcessSession, Session
 from .shim.facts import BUSY, LEASE, boottime
 
@@ -36,6 +36,8 @@ COMMAND_BYTES_MAX = 2 * 1024 * 1024
 GONE = (FileNotFoundError, ConnectionRefusedError)
 #: Seconds between two attempts to reach a shim that is there.
 AGAIN_S = 0.2
+#: Seconds for a Prometheus server to answer a query.
+QUERY_S = 8.0
 #: Bytes of an EnvironmentFile.
 ENVIRONMENT_BYTES_MAX = 1024 * 1024
 _SHIM = Path(__file__).with_name("shim")
@@ -312,14 +314,18 @@ class Processes:
         self, kind: str, target: str, environment: dict[str, str], timeout: float,
         done: Callable[[bool, str], None],
     ) -> None:  # fmt: skip
-        """One health check; ``done(well, what was seen)`` on the loop thread."""
+        """One health check, or look for what forbids a reboot; ``done(well, what was seen)`` on the loop thread.
+
+        ``kind``: ``exec``, ``tcp``, ``http``; ``users``: nobody is logged in; ``query``: what a Prometheus server
+        is asked (``URL EXPRESSION``) gives nothing.
+        """
 
         async def check() -> None:
             try:
                 done(*await asyncio.wait_for(_check(kind, target, environment), timeout))
             except TimeoutError:
                 done(False, f"no answer within {timeout:g} s")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 done(False, str(error) or type(error).__name__)
 
         task = self.loop.create_task(check())
@@ -396,6 +402,13 @@ async def _check(kind: str, target: str, environment: dict[str, str]) -> tuple[b
             process.kill()
             raise
         return code == 0, f"exit status {code}"
+    if kind == "users":
+        users = await asyncio.to_thread(blockers.logged_in)
+        return not users, ", ".join(users)
+    if kind == "query":
+        server, _, expression = target.partition(" ")
+        told = await asyncio.to_thread(blockers.query, server, expression, QUERY_S)
+        return not told, told
     host_port, _, path = target.partition("/")
     host, _, port = host_port.rpartition(":")
     number = int(environment.get(port, port))

@@ -149,6 +149,8 @@ class Workloads:
         self.kill_at = 0.0
         self.next_pid = 100
         self.boots = 0
+        #: who is logged in
+        self.users: list[str] = []
 
     def power_off(self) -> None:
         """Everything is gone at once."""
@@ -301,9 +303,13 @@ class SimProcesses:
         self, kind: str, target: str, environment: dict[str, str], timeout: float,
         done: Callable[[bool, str], None],
     ) -> None:  # fmt: skip
-        """Well as long as the unit's main process runs; a program succeeds unless it is called ``bad``."""
+        """Well as long as the unit's main process runs; a program succeeds unless it is called ``bad``, a query too."""
         del timeout
-        if kind == "exec":
+        if kind == "users":
+            users = ", ".join(self.place.users)
+            self.machine.later(0.005, lambda: done(not users, users))
+            return
+        if kind in ("exec", "query"):
             self.machine.later(0.005, lambda: done(not target.endswith("bad"), "exit status 1"))
             return
         unit = environment["ARGOSY_UNIT"]

@@ -65,6 +65,7 @@ def test_when_it_opens_is_when_it_is_open() -> None:
     [
         {"windows": ["22:00 for 1s"]}, {"windows": ["sometimes for 1h"]}, {"windows": ["22:00"]}, {"windows": "22:00 for 1h"},
         {"drain_limit": 0}, {"trial_limit": float("nan")}, {"commit_after": 500.0}, {"rate": -1}, {"rate": 1.5}, {"block_units": [7]},
+        {"block_users": "yes"}, {"block_queries": ["up"]}, {"block_queries": ["file:///etc/passwd up"]}, {"block_queries": ["http://p:9090 "]},
     ],
 )  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:

@@ -514,3 +514,30 @@ def test_l10_machines_that_die_in_their_reboots_are_never_two(world: World, tmp_
         assert holder["overdue"]
         stage.fleet.do("machine.remove", machine=holder["machine"])
         removed.add(holder["machine"])
+
+
+def test_l15_users_and_metrics_block_one_machine_and_the_others_go_on(world: World, tmp_path: Path) -> None:
+    """Somebody is logged in on one; a query that gives something stops everybody; after the grant it gives the lock back."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.policy", policy={"block_queries": ["http://prometheus:9090 bad"]})
+    stage.fleet.do("release.rollout", version="2.0", plan={**FAST, "canaries": 3})
+    stage.wait(lambda: set(states(stage).values()) == {"wait-blocker"}, 60)
+    world.run(10)
+    assert not stage.fleet.do("lock.status")[0]["history"]
+    where = stage.fleet.machines[1].place  # type: ignore[attr-defined]
+    where.users.append("alice on tty1")
+    stage.fleet.do("release.policy", policy={"block_queries": ["http://prometheus:9090 good"], "block_users": True})
+    stage.wait(lambda: sorted(publisher.versions().values()) == ["2.0", "2.0", "factory"], 300)
+    world.run(10)
+    row = next(row for row in stage.fleet.do("release.status")["machines"] if row["machine"] == "m2")
+    assert row["state"] == "wait-blocker" and row["reason"].endswith("logged in: alice on tty1")
+    where.users.clear()
+    stage.fleet.do("release.policy", policy={"drain_limit": 3000.0})
+    stage.put(pinned="[X-Fleet]\nMachineMetadata=nobody=1")
+    stage.wait(lambda: states(stage)["m2"] == "draining", 60)
+    where.users.append("bob on pts/0")
+    stage.wait(lambda: not _holders(stage) and {r["state"] for r in stage.fleet.do("machine.list")} == {"ready"}, 60)
+    assert publisher.versions()["m2"] == "factory"
+    where.users.clear()
+    stage.wait(lambda: publisher.versions()["m2"] == "2.0", 300)
