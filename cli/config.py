@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from fleet.syntax import nearest
 KEYS: dict[str, type] = {
     "name": str, "data-dir": str, "transport": str, "client": list, "grpc": str, "bootstrap": bool,
     "join": list, "token": str, "metadata": dict, "role": str, "insecure": bool, "advertise": str,
-    "resync": bool, "engine": str,
+    "resync": bool, "engine": str, "slot-a": str, "slot-b": str, "reboot-command": str,
 }  # fmt: skip
 ROLES = ("voter", "agent")
 
@@ -47,6 +48,11 @@ class HostConfig:
     resync: bool = False
     #: where the Docker Engine answers, for units in containers
     engine: str = "unix:///var/run/docker.sock"
+    #: block devices that hold the two images, for a machine whose slots are no directories
+    slot_a: str = ""
+    slot_b: str = ""
+    #: how this machine is started anew into its other slot; without it only the host process is
+    reboot_command: str = ""
 
 
 def split_address(text: str, what: str, problems: list[str]) -> tuple[str, int]:
@@ -161,5 +167,14 @@ def _check(config: HostConfig, problems: list[str]) -> None:
             problems.append(f"metadata.{key}: text, not {value!r}")
     if not config.engine.startswith(("unix:///", "tcp://", "http://", "https://")):
         problems.append(f"--engine: {config.engine!r} is not unix:///PATH or tcp://HOST:PORT")
+    if bool(config.slot_a) != bool(config.slot_b) or (config.slot_a and config.slot_a == config.slot_b):
+        problems.append("--slot-a and --slot-b: two devices, or none")
+    for option, text in (("--slot-a", config.slot_a), ("--slot-b", config.slot_b)):
+        if text and not text.startswith("/"):
+            problems.append(f"{option}: {text!r} is not the path of a block device")
+    try:
+        shlex.split(config.reboot_command)
+    except ValueError as error:
+        problems.append(f"--reboot-command: {config.reboot_command!r}: {error}")
     if config.grpc:
         split_address(config.grpc, "--grpc", problems)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import struct
@@ -53,6 +54,8 @@ logger = logging.getLogger("argosy.host")
 VERSION = os.environ.get("ARGOSY_RELEASE") or "0.1.0"
 #: Seconds between attempts to tell the others this host's addresses.
 INTRODUCE_S = 0.1
+#: Seconds after which a reboot that did not come about is ordered again.
+REBOOT_AGAIN_S = 30.0
 #: Seconds between two looks of a machine without a vote at who has one.
 VOTERS_S = 30.0
 
@@ -267,12 +270,29 @@ class Host:
         self.net: TcpNet = None  # type: ignore[assignment]
         self._opening: asyncio.Task[None] | None = None
         self.slots: SlotsPort | None = None
+        self._rebooting: asyncio.Task[None] | None = None
         self.status = 0  # what the process exits with, if all goes well
 
     def _reboot(self) -> None:
-        """End, so that the launcher starts what the boot record names."""
-        self.status = REBOOT
-        self._end(None)
+        """Start the machine anew as configured, or end, so that the launcher starts what the boot record names."""
+        if self.config.reboot_command:
+            self._rebooting = self.loop.create_task(self._run_reboot(shlex.split(self.config.reboot_command)))
+        else:
+            self.status = REBOOT
+            self._end(None)
+
+    async def _run_reboot(self, command: list[str]) -> None:
+        """Until it is obeyed; meanwhile the lock is held, and will be overdue: an operator has to look."""
+        while True:
+            logger.warning("rebooting this machine: %s", shlex.join(command))
+            try:
+                process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+                status = await process.wait()
+                if status:
+                    logger.error("%s: exit status %d", shlex.join(command), status)
+            except OSError as error:
+                logger.error("--reboot-command %s: %s", shlex.join(command), error.strerror)
+            await asyncio.sleep(REBOOT_AGAIN_S)
 
     def _end(self, error: BaseException | None) -> None:
         if not self.ended.done():
@@ -303,7 +323,10 @@ class Host:
             prefix=f"argosy-{membership.machine[:8]}-",
         )  # fmt: skip
         slots = self.folder / "slots"
-        self.slots = SlotsPort(self.loop, Slots(self.folder), self._reboot) if slots.is_dir() else None
+        devices = {"A": config.slot_a, "B": config.slot_b} if config.slot_a else {}
+        if devices and not slots.is_dir():
+            raise HostError(f"--slot-a: {slots} does not exist; make it, and start this host by argosy-boot")
+        self.slots = SlotsPort(self.loop, Slots(self.folder, devices), self._reboot) if slots.is_dir() else None
         ports = Ports(clock, rng, disk, self.net, processes, self.containers, self.slots)
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
@@ -437,6 +460,8 @@ class Host:
 
     async def stop(self) -> None:
         """Hand leadership over and let go; the units stay with their shims."""
+        if self._rebooting is not None:
+            self._rebooting.cancel()
         if self.company is not None:
             self.company.raft.offer(TransferLeadership())
             await asyncio.sleep(0.15)

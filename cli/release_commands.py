@@ -91,7 +91,7 @@ def trust(session: Session, keys: tuple[str, ...], threshold: int, signers: tupl
 
 
 @release_group.command("build")
-@click.argument("tree", type=click.Path(exists=True, file_okay=False))
+@click.argument("tree", type=click.Path(exists=True))
 @click.argument("out", type=click.Path(dir_okay=False))
 @click.option("--version", required=True)
 @click.option("--sequence", required=True, type=click.IntRange(1), help="Grows with every release.")
@@ -100,7 +100,7 @@ def trust(session: Session, keys: tuple[str, ...], threshold: int, signers: tupl
 @click.option("--valid", default="90d", show_default=True, help="How long machines accept it.")
 @as_json_option
 def build(tree: str, out: str, version: str, sequence: int, floor: int, product: str, valid: str, as_json: bool) -> None:
-    """Make a release of a directory TREE: one file OUT, signed by nobody yet."""
+    """Make a release of a directory TREE, or of a file that holds a file system: one file OUT, signed by nobody yet."""
     now = int(time.time())
     try:
         made = artefact.build(Path(tree), Path(out), product, version, sequence, floor, now, now + int(syntax.duration(valid)))

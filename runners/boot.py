@@ -29,6 +29,10 @@ TRIAL_S = 300.0
 #: Versions that are remembered as bad.
 BAD_MAX = 50
 SLOTS = ("A", "B")
+#: The one file of an image that is a file system.
+IMAGE = "image"
+#: How it is mounted, and seconds that may take.
+MOUNT_OPTIONS, MOUNT_S = "ro,nodev,nosuid", 60.0
 
 
 @dataclass(slots=True)
@@ -42,7 +46,8 @@ class Record:
     trial: str = ""
     tries: int = 0
     trial_s: float = TRIAL_S
-    #: of each slot: state (``ok`` or ``writing``), version, sequence, manifest
+    #: of each slot: state (``ok``, ``writing`` or ``unreadable``), version, sequence, manifest, and the file system
+    #: (``source``) that is mounted to start it, if it is no directory
     slots: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: manifests that did not work here, with the version and the reason: never tried again by themselves
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -145,6 +150,31 @@ def choose(folder: Path) -> tuple[str, Record]:
     return record.active, record
 
 
+def root_of(folder: Path, slot: str, record: Record) -> Path:
+    """Where the files of a slot's image are seen: in its directory, or where its file system is mounted."""
+    return folder / f"{slot}.mounted" if record.slots.get(slot, {}).get("source") else folder / slot
+
+
+def mount(folder: Path, slot: str, record: Record) -> None:
+    """Show the files of a slot that is a file system, read-only; raises ``OSError`` with what mount(8) says."""
+    source, target = record.slots[slot].get("source"), root_of(folder, slot, record)
+    if not source:
+        return
+    target.mkdir(exist_ok=True, mode=0o755)
+    if os.path.ismount(target):  # of an image that was there before
+        _run("umount", "--lazy", str(target))
+    _run("mount", "-o", MOUNT_OPTIONS, str(source), str(target))
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MOUNT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{' '.join(command)}: not done in {MOUNT_S:g} s") from None
+    if done.returncode:
+        raise OSError(done.stderr.strip() or f"{' '.join(command)}: exit status {done.returncode}")
+
+
 class Launcher:
     """Starts the host process of a machine, and starts it again where that is its business."""
 
@@ -164,6 +194,12 @@ class Launcher:
             if self._stopping:
                 self._refund(slot)
                 break
+            try:
+                if slot:
+                    mount(self.folder, slot, record)
+            except OSError as error:
+                self._unreadable(slot, error)
+                continue
             status = self._one(slot, record)
             if self._stopping or status == REBOOT:
                 self._refund(slot)  # it was told to end, or wanted to be started anew: no try is lost
@@ -189,6 +225,19 @@ class Launcher:
             is_whole = record.slots.get(record.active, {}).get("state") == "ok"
             return record.active if is_whole else "", record
 
+    def _unreadable(self, slot: str, error: OSError) -> None:
+        """Its file system cannot be mounted: the other slot is started, and this one not before it is written again."""
+        print(f"argosy-boot: slot {slot} cannot be mounted: {error}", file=sys.stderr, flush=True)
+        now = load(self.folder)
+        if now.trial == slot:
+            now.give_up(f"its file system cannot be mounted: {error}", "damaged")
+        now.slots[slot]["state"] = "unreadable"
+        try:
+            save(self.folder, now)
+        except OSError as trouble:
+            print(f"argosy-boot: the boot record cannot be written: {trouble}", file=sys.stderr, flush=True)
+            time.sleep(1.0)
+
     def _refund(self, slot: str) -> None:
         now = load(self.folder)
         if slot and now.trial == slot and now.refunds < REFUNDS_MAX:
@@ -207,8 +256,7 @@ class Launcher:
         environment = dict(os.environ)
         environment["ARGOSY_SLOT"] = slot or "-"
         if slot:
-            root = str(self.folder / slot)
-            environment["PYTHONPATH"] = root
+            environment["PYTHONPATH"] = str(root_of(self.folder, slot, record))
             environment["PYTHONPYCACHEPREFIX"] = str(self.folder / "pycache" / slot)  # an image stays as it was signed
             environment["ARGOSY_RELEASE"] = str(record.slots[slot].get("version", ""))
         began = time.monotonic()
@@ -227,5 +275,13 @@ class Launcher:
                     self._child.kill()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """``argosy-boot DIR start ...``: DIR is the host's data directory, the rest what ``argosy`` takes."""
+    if len(sys.argv) < 3 or not Path(sys.argv[1]).is_dir():
+        print("argosy-boot: usage: argosy-boot DATA-DIR start [OPTION...]; DATA-DIR must exist", file=sys.stderr)
+        sys.exit(2)
     sys.exit(Launcher(Path(sys.argv[1]), sys.argv[2:]).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -10,17 +10,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fleet import release
-from fleet.release import CHUNK_BYTES, Entry, ReleaseError, Statement, Trust
+from fleet.release import Entry, ReleaseError, Statement, Trust
 
 from . import boot
 from .boot import Record
+from .slot_places import RESERVE_BYTES, Device, Place, Tree, pieces
 
-#: Bytes of free space that an update leaves on the disk.
-RESERVE_BYTES = 64 * 1024 * 1024
 #: Seconds for which a chunk is kept that no release has yet: one may just be published here.
 FRESH_S = 3600.0
 
@@ -82,7 +81,9 @@ class Chunks:
 class Slots:
     """The two slots of a machine, its chunks, and its boot record; see :class:`SlotsPort`."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, devices: Mapping[str, str] | None = None) -> None:
+        """``devices``: the block device of each slot; a slot without one is a directory."""
+        self.devices = dict(devices or {})
         self.folder = home / "slots"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.chunks = Chunks(home / "releases")
@@ -137,13 +138,18 @@ class Slots:
             data = self.chunks.get(about.get("manifest", "0" * 64))
             if about.get("state") != "ok" or data is None:
                 continue
-            root = self.folder / name
-            for entry in release.manifest(data, about["manifest"]):
+            entries = release.manifest(data, about["manifest"])
+            place = self.place(name, entries)
+            for entry in entries:
                 for number, chunk in enumerate(entry.chunks):
                     if chunk in wanted and not self.chunks.has(chunk):
-                        piece = _piece(root / entry.path, number)
+                        piece = place.piece(entry, number)
                         if release.digest(piece) == chunk:
                             self.chunks.put(chunk, piece)
+
+    def place(self, slot: str, entries: list[Entry]) -> Place:
+        """What a slot is made of, for an image."""
+        return Device(self.devices[slot]) if slot in self.devices else Tree(self.folder / slot, entries)
 
     def write(self, made: Statement, say: Callable[[str], None] = lambda text: None) -> str:
         """Put an image together in the slot that is not in use, and verify it; returns the slot.
@@ -159,45 +165,19 @@ class Slots:
         slot = record.other
         if record.trial == slot:
             raise ReleaseError("bad", f"slot {slot} is on trial")
-        about = {"version": made.version, "sequence": made.sequence, "manifest": made.manifest}
-        root = self.folder / slot
-        if record.slots.get(slot) == {**about, "state": "ok"} and not _difference(root, entries):
+        place = self.place(slot, entries)
+        about = {"version": made.version, "sequence": made.sequence, "manifest": made.manifest, "source": place.source}
+        if record.slots.get(slot) == {**about, "state": "ok"} and not place.difference(entries):
             return slot
         record.slots[slot] = {**about, "state": "writing"}
         self.save(record)
-        shutil.rmtree(root, ignore_errors=True)
-        needed = sum(len(entry.chunks) for entry in entries) * CHUNK_BYTES
-        if shutil.disk_usage(self.folder).free < RESERVE_BYTES + needed:
-            raise OSError(28, f"an image of {needed // 1024**2} MiB leaves less than {RESERVE_BYTES // 1024**2} MiB free", str(root))
-        root.mkdir(mode=0o755)
-        for number, entry in enumerate(sorted(entries, key=lambda one: one.path)):
-            self._write_entry(root, entry)
-            if number % 200 == 0:
-                say(f"writing {number} of {len(entries)} files")
-        _sync_tree(root, entries)
-        wrong = _difference(root, entries)
+        place.write(entries, self.chunks.get, say)
+        wrong = place.difference(entries)
         if wrong:
             raise ReleaseError("damaged", f"slot {slot} reads back otherwise than it was written: {wrong}")
         record.slots[slot] = {**about, "state": "ok"}
         self.save(record)
         return slot
-
-    def _write_entry(self, root: Path, entry: Entry) -> None:
-        path = root / entry.path
-        if entry.kind == "dir":
-            path.mkdir(mode=entry.mode | 0o700)
-        elif entry.kind == "link":
-            path.symlink_to(entry.target)
-        else:
-            with open(path, "xb") as file:
-                for chunk in entry.chunks:
-                    data = self.chunks.get(chunk)
-                    if data is None:
-                        raise ReleaseError("damaged", f"a chunk of {entry.path} is not here")
-                    file.write(data)
-                os.fchmod(file.fileno(), entry.mode)
-                file.flush()
-                os.fsync(file.fileno())
 
     def begin_trial(self, slot: str, seconds: float) -> None:
         """The next start is from this slot, with so many tries and so much time."""
@@ -253,55 +233,24 @@ class Slots:
         return self.chunks.keep_only(kept)
 
 
-def _piece(path: Path, number: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(number * CHUNK_BYTES)
-            return file.read(CHUNK_BYTES)
-    except OSError:
-        return b""
-
-
-def pieces(path: Path) -> Iterator[bytes]:
-    """A file, a chunk at a time."""
-    with open(path, "rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            yield data
-
-
-def _difference(root: Path, entries: list[Entry]) -> str:
-    """What of an image is not as it should be; empty if all of it is."""
-    there = {str(path.relative_to(root)) for path in root.rglob("*")} if root.is_dir() else set()
-    known = {entry.path for entry in entries}
-    if there != known:
-        return f"{sorted(there ^ known)[0]} is there too much, or is missing"
-    for entry in entries:
-        path = root / entry.path
-        if entry.kind == "link":
-            same = path.is_symlink() and os.readlink(path) == entry.target
-        elif entry.kind == "dir":
-            same = path.is_dir() and not path.is_symlink()
-        else:
-            same = not path.is_symlink() and tuple(release.digest(piece) for piece in pieces(path)) == entry.chunks
-            same = same and path.stat().st_mode & 0o777 == entry.mode
-        if not same:
-            return f"{entry.path} is not as it was signed"
-    return ""
-
-
-def _sync_tree(root: Path, entries: list[Entry]) -> None:
-    for folder in [root, *(root / entry.path for entry in entries if entry.kind == "dir"), root.parent]:
-        boot.sync_folder(folder)
-
-
-def scan(tree: Path, chunks: Chunks | None = None) -> tuple[list[Entry], dict[str, tuple[Path, int]]]:
+def scan(tree: Path) -> tuple[list[Entry], dict[str, tuple[Path, int]]]:
     """The entries of a directory tree, and where each chunk can be read: (file, number).
 
-    ``chunks``: where they are kept as well.  Raises ``OSError``, and :class:`ReleaseError` for
-    what an image cannot hold.
+    A file instead of a tree is the file system that an image holds.  Raises ``OSError``, and
+    :class:`ReleaseError` for what an image cannot hold.
     """
     entries: list[Entry] = []
     where: dict[str, tuple[Path, int]] = {}
+
+    def chunks_of(path: Path) -> tuple[str, ...]:
+        names = []
+        for number, data in enumerate(pieces(path)):
+            names.append(release.digest(data))
+            where.setdefault(names[-1], (path, number))
+        return tuple(names)
+
+    if tree.is_file():
+        return [Entry(boot.IMAGE, "file", 0o444, tree.stat().st_size, chunks_of(tree))], where
     for path in sorted(tree.rglob("*")):
         name = str(path.relative_to(tree))
         if path.is_symlink():
@@ -309,14 +258,7 @@ def scan(tree: Path, chunks: Chunks | None = None) -> tuple[list[Entry], dict[st
         elif path.is_dir():
             entries.append(Entry(name, "dir", path.stat().st_mode & 0o777))
         elif path.is_file():
-            names = []
-            for number, data in enumerate(pieces(path)):
-                chunk = release.digest(data)
-                names.append(chunk)
-                where.setdefault(chunk, (path, number))
-                if chunks is not None:
-                    chunks.put(chunk, data)
-            entries.append(Entry(name, "file", path.stat().st_mode & 0o777, path.stat().st_size, tuple(names)))
+            entries.append(Entry(name, "file", path.stat().st_mode & 0o777, path.stat().st_size, chunks_of(path)))
         else:
             raise ReleaseError("malformed", f"{path} is no file, directory or link")
     release.check_tree(entries)  # what a machine would refuse is refused when it is made

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from . import boot
 from .boot import SLOTS
 from .slots import Slots
 
@@ -47,7 +48,7 @@ class SlotsPort:
         slot = os.environ.get("ARGOSY_SLOT", "")
         if slot not in SLOTS:
             return []
-        folder = self._slots.folder / slot / "checks" / "required.d"
+        folder = boot.root_of(self._slots.folder, slot, self._slots.record()) / "checks" / "required.d"
         return sorted(shlex.quote(str(path)) for path in folder.glob("*") if os.access(path, os.X_OK))
 
     def close(self) -> None:

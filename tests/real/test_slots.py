@@ -15,7 +15,7 @@ import pytest
 
 from fleet import release
 from fleet.release import ReleaseError, Statement
-from runners import artefact, boot, slots
+from runners import artefact, boot, slot_places, slots
 from runners.slots import Slots
 
 
@@ -36,7 +36,7 @@ def offer(place: Slots, tree: Path, version: str, sequence: int) -> Statement:
     entries, where = slots.scan(tree)
     data = release.manifest_bytes(entries)
     for name, (path, number) in where.items():
-        place.chunks.put(name, slots._piece(path, number))
+        place.chunks.put(name, slot_places.piece_of(path, number))
     place.chunks.put(release.digest(data), data)
     return Statement("argosy", version, sequence, 0, 0, 10, release.digest(data), 1)
 
@@ -49,7 +49,7 @@ def started(home: Path) -> str:
     place = Slots(home)
     about = record.slots[slot]
     entries = release.manifest(place.chunks.get(about["manifest"]) or b"", about["manifest"])
-    assert not slots._difference(home / "slots" / slot, entries), f"slot {slot} is not whole"
+    assert not place.place(slot, entries).difference(entries), f"slot {slot} is not whole"
     return str((home / "slots" / slot / "version").read_text())
 
 
@@ -61,7 +61,7 @@ def update(home: Path, made: Statement, good: bool) -> None:
     place.commit(slot) if good else place.roll_back("it was not well", slot)
 
 
-_CALLS = ("fsync", "replace", "mkdir", "symlink", "fchmod", "rmdir", "unlink")
+_CALLS = ("fsync", "pwrite", "replace", "mkdir", "symlink", "fchmod", "rmdir", "unlink")
 
 
 def cut_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
@@ -168,7 +168,7 @@ def test_a_slot_that_reads_back_otherwise_is_not_started(tmp_path: Path, monkeyp
     """A disk that loses a write."""
     place = Slots(tmp_path / "home")
     first = offer(place, image(tmp_path, "1"), "1", 1)
-    monkeypatch.setattr(slots, "_sync_tree", lambda root, entries: (root / "big").write_bytes(b"lost"))
+    monkeypatch.setattr(boot, "sync_folder", lambda folder: (folder / "big").write_bytes(b"lost") if (folder / "big").exists() else None)
     with pytest.raises(ReleaseError, match="reads back otherwise"):
         place.write(first)
     assert place.record().slots["A"]["state"] == "writing" and started(tmp_path / "home") == "factory"

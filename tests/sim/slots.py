@@ -9,7 +9,7 @@ from typing import Any
 
 from fleet import release
 from kernel.sim import SimMachine
-from runners import artefact, boot, slots
+from runners import artefact, boot, slot_places, slots
 from runners.slots import Slots
 
 
@@ -85,7 +85,7 @@ class Publisher:
         made = release.Statement("argosy", version, sequence, floor, now, now + 86400 * 365, release.digest(data), 1)
         pieces = {release.digest(data): data}
         for name, (path, number) in where.items():
-            pieces[name] = slots._piece(path, number)
+            pieces[name] = slot_places.piece_of(path, number)
         if sequence == 1 or not self.fleet.do("release.trust"):
             self.fleet.do("release.trust", envelope=self.trust)
         self.fleet.do("release.put", pieces=pieces)
