@@ -12,9 +12,9 @@ from ..waiting import wait_until
 from .cluster import Cluster, port_offset, processes_of, run_argosy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One machine, whose window for reboots is closed."""
+    """One machine with slots."""
     with port_offset(1) as offset:
         made = Cluster(tmp_path_factory.mktemp("cluster"), offset, machines=1)
         made.dir.parent.mkdir(exist_ok=True)
@@ -85,3 +85,38 @@ def test_a_release_from_a_key_to_the_machine(cluster: Cluster, tmp_path: Path) -
     damaged = cluster.argosy("release", "sign", file, "--key", str(tmp_path / "key1"))
     assert damaged.returncode == 2 and "damaged" in damaged.stderr and "Traceback" not in damaged.stderr, damaged.stderr
     assert not Path(f"{file}.part").exists()
+
+
+def test_a_machine_is_rebooted_by_its_command(cluster: Cluster, tmp_path: Path) -> None:
+    """As configured; when it is back it runs the new version, and keeps it."""
+    marker, script = tmp_path / "marker", tmp_path / "reboot"
+    home = cluster.dir / "m1"
+    script.write_text(f"#!/bin/sh\necho $1 >> {marker}\nkill -KILL $(cat {home}/lock) $(pgrep -f 'boot.py {home}')\n")
+    script.chmod(0o755)
+    with open(home / "host.toml", "r+") as config:
+        text = config.read()
+        config.seek(0)
+        config.write(f'reboot-command = "{script} now"\n' + text)
+    cluster.ok("local", "kill", "m1", "--dir", str(cluster.dir))
+    cluster.ok("local", "boot", "m1", "--dir", str(cluster.dir))
+    tree, key, file = tmp_path / "tree", tmp_path / "key", str(tmp_path / "r.release")
+    tree.mkdir()
+    (tree / "hello").write_text("world")
+    public = cluster.ok("release", "keygen", str(key)).strip()
+    cluster.ok("release", "trust", "--public", public, "--key", str(key))
+    cluster.ok("release", "build", str(tree), file, "--version", "3.0", "--sequence", "1")
+    cluster.ok("release", "sign", file, "--key", str(key))
+    cluster.ok("release", "publish", file)
+    cluster.ok("release", "policy", "--commit-after", "1s")
+    cluster.ok("release", "rollout", "3.0")
+
+    def row() -> tuple[str, str, str] | None:
+        done = cluster.argosy("release", "status", "--json")  # which nobody answers while it reboots
+        if done.returncode:
+            return None
+        machine = json.loads(done.stdout)["machines"][0]
+        return machine["version"], machine["slot"], machine["state"]
+
+    wait_until("it runs the new version", lambda: row() == ("3.0", "A", "idle"), 60)
+    assert marker.read_text() == "now\n"
+    assert not cluster.json("lock", "status")[0]["holders"]
