@@ -21,6 +21,11 @@ from .raft_messages import TIMED_OUT, BrainError, LeaderChanged, Query, Status
 
 #: Seconds one acquire may wait in the queue.
 WAIT_S_MAX = 86_400.0
+#: Why a lock is refused: others hold it or wait for it, the quorum cannot spare the machine, the time to wait is
+#: over, or somebody took it out of the queue.
+REFUSALS = ("held", "quorum", "timeout", "removed")
+#: Seconds for the Raft peer to say whether it knows a leader.
+LEADER_S = 2.0
 #: Seconds between looks, beside the leader, for waiters that are gone and others that may go now.
 LOOK_S = 0.5
 
@@ -88,7 +93,7 @@ class LockManager(BrainActor):
         self._leading = False
         self._looking = False
         self.grants = 0
-        self.refusals = 0
+        self.refusals = dict.fromkeys(REFUSALS, 0)
 
     def on_start(self) -> None:
         """Follow the groups."""
@@ -187,7 +192,7 @@ class LockManager(BrainActor):
             promise.reply(value)
             return
         if not wait:
-            self.refusals += 1
+            self.refusals["quorum" if "quorum" in value else "held"] += 1
             promise.reply(value)
             return
         key = (message.group, message.machine)
@@ -199,7 +204,7 @@ class LockManager(BrainActor):
         if promise.done:
             return
         self._waiting[key] = [entry for entry in self._waiting.get(key, []) if entry[0] is not promise]
-        self.refusals += 1
+        self.refusals["timeout"] += 1
         promise.fail(BrainError(TIMED_OUT, "the lock was not granted in time; left the queue"))
         group, machine = key
         self._decide(group, "release", {"machine": machine, "token": 0, "force": False}, Promise())
@@ -232,7 +237,7 @@ class LockManager(BrainActor):
             left = [promise for promise, revision in waiting if self._groups.revision >= revision]
             self._waiting[name, machine] = [entry for entry in waiting if entry[0] not in left]
             for promise in left:
-                self.refusals += 1
+                self.refusals["removed"] += 1
                 promise.fail(BrainError("failed", f"{machine} was taken out of the queue of lock {group}"))
 
     @handles(Release)
@@ -257,8 +262,16 @@ class LockManager(BrainActor):
         return promise
 
     @handles(LockStatus)
-    def _on_status(self, message: LockStatus) -> list[dict[str, Any]]:
-        return self.status(message.group)
+    def _on_status(self, message: LockStatus) -> Promise:
+        """As this host knows it; ``stale`` where no leader is known, which alone could say that nothing changed since."""
+        promise = Promise()
+
+        def asked(status: Any, error: BaseException | None) -> None:
+            stale = error is not None or not status["leader"]
+            promise.reply([{**row, "stale": stale} for row in self.status(message.group)])
+
+        self.ask_then(self.raft_ref, Status(), LEADER_S, asked)
+        return promise
 
     def status(self, group: str = "") -> list[dict[str, Any]]:
         """Groups as the contract lists them; a group that was asked for always shows."""

@@ -285,7 +285,7 @@ class Updater(BrainActor):
             except ReleaseError as error:
                 if error.code == "floor":
                     continue  # another one leads to it
-                return None, "" if error.code == "downgrade" else str(error)
+                return None, "" if error.code == "downgrade" else f"{error.code}: {error}"
             if made.sequence <= installed:
                 return None, ""
             if made.manifest in self._record.bad:

@@ -30,6 +30,7 @@ from . import (
     shims,
     table,
     units,
+    updates,
     watches,
 )
 from .lab import FULL, QUICK, Lab, MissingError
@@ -54,6 +55,8 @@ WORKS: dict[str, Work] = {
     "restart": alone.restart,
     "units": units.many,
     "lock": locks.handover,
+    "rolling": updates.rolling,
+    "image": updates.images,
     "idle": idle.idle,
     "failover": failover.failover,
     "lost": losses.lost,

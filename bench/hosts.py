@@ -23,9 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 class ArgosyCluster:
     """Machines are numbered from 0; their names are m1, m2, ..."""
 
-    def __init__(self, folder: Path, machines: int = MACHINES) -> None:
+    def __init__(self, folder: Path, machines: int = MACHINES, slots: bool = False) -> None:
+        """``slots``: its machines take releases."""
         self.folder = folder
         self.machines = machines
+        self._more = ["--slots"] if slots else []
         self.offset = free_offset(machines)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -38,7 +40,7 @@ class ArgosyCluster:
                 [
                     *bound("SIGTERM"), sys.executable, "-m", "cli.main", "up", "--no-default",
                     "--machines", str(self.machines),
-                    "--dir", str(self.folder), "--port-offset", str(self.offset),
+                    "--dir", str(self.folder), "--port-offset", str(self.offset), *self._more,
                 ],
                 env={**kept, "PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log,

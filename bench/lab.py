@@ -44,10 +44,11 @@ class Effort:
     watch_s: float
     stored: int  # keys of a peer that is started again
     starts: int
+    image_mib: int
 
 
-FULL = Effort(5, 8.0, 5, 5, 100, 20.0, 200_000, 20_000, 2_000, 5, 20, 5, 6.0, 5.0, 1_000_000, 3)
-QUICK = Effort(5, 2.0, 5, 2, 40, 6.0, 50_000, 5_000, 500, 5, 8, 3, 2.0, 1.0, 100_000, 2)
+FULL = Effort(5, 8.0, 5, 5, 100, 20.0, 200_000, 20_000, 2_000, 5, 20, 5, 6.0, 5.0, 1_000_000, 3, 300)
+QUICK = Effort(5, 2.0, 5, 2, 40, 6.0, 50_000, 5_000, 500, 5, 8, 3, 2.0, 1.0, 100_000, 2, 60)
 
 
 class Lab:

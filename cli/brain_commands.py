@@ -13,7 +13,10 @@ import click
 from . import show
 from .options import as_json_option, group_option, pass_session, watch_option
 from .render import HttpKeys, SourceError, render
-from .session import FAILED, UNREACHABLE, USAGE, Session, die, follow, print_json
+from .session import FAILED, TIMED_OUT, UNREACHABLE, USAGE, Session, die, follow, print_json
+
+#: Seconds between two looks at a lock that is waited for.
+LOOK_S = 0.2
 
 
 @click.group()
@@ -175,6 +178,8 @@ def lock_status(session: Session, group: str, as_json: bool, again: bool) -> Non
         if as_json:
             print_json(rows)
             return
+        if rows[0]["stale"]:
+            click.echo("no leader: this is what the asked host knew last", err=True)
         for row in rows:
             click.echo(f"{row['group']}: {row['available']} of {row['max']} available")
             for holder in row["holders"]:
@@ -211,6 +216,24 @@ def lock_acquire(
         die(answer.get("quorum") or (f"held by {held}" if held else "others wait for it"), FAILED)
     if not answer["granted"]:
         raise SystemExit(FAILED)
+
+
+@lock.command("wait")
+@click.argument("machine", default="")
+@group_option
+@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait at most.")
+@pass_session
+def lock_wait(session: Session, machine: str, group: str, wait: float) -> None:
+    """Wait until a slot is free, or until MACHINE holds none; exit 4 if that does not come about."""
+    until = time.monotonic() + wait
+    while True:
+        (row,) = session.ask("lock.status", group=group or "default")
+        held = machine in {holder["machine"] for holder in row["holders"]} if machine else row["available"] <= 0
+        if not held and not row["stale"]:
+            return
+        if time.monotonic() >= until:
+            die(f"group {row['group']}: {machine or 'every slot'} is {'holding it' if machine else 'held'} still", TIMED_OUT)
+        time.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
 
 
 @lock.command("release")

@@ -340,7 +340,10 @@ def lock_families(company: Company) -> Iterable[Family]:
         names["overdue"].add(sum(h["overdue"] for h in group["holders"]), label)
     yield from names.values()
     yield Family("counter", "argosy_lock_grants", "Locks granted through this host.").add(manager.grants)
-    yield Family("counter", "argosy_lock_refusals", "Locks refused through this host.").add(manager.refusals)
+    refusals = Family("counter", "argosy_lock_refusals", "Locks refused through this host, by why.", ("kind",))
+    for kind, count in manager.refusals.items():
+        refusals.add(count, kind)
+    yield refusals
 
 
 def update_families(company: Company) -> Iterable[Family]:

@@ -322,10 +322,13 @@ def _status(control: Control, args: dict[str, Any]) -> Promise:
         rollout = json.loads(item.value) if item is not None else None
         answer: dict[str, Any] = {"channel": channel, "rollout": rollout, "machines": sorted(machines, key=lambda row: str(row["machine"]))}
         if rollout is not None and rollout["sequence"] in known:
-            made = release.statement(known[rollout["sequence"]])
-            found = verdict_of(updates, control.items(ALIVE), rollout, made, control.ports.clock.wall())
-            answer["verdict"] = found.halted or found.reason
-            answer["halted"] = bool(found.halted) or rollout["state"] == "halted"
+            try:
+                made = release.statement(known[rollout["sequence"]])
+            except ReleaseError as error:  # it was not published by this program
+                answer |= {"verdict": f"no machine takes it: {error}", "halted": True}
+            else:
+                found = verdict_of(updates, control.items(ALIVE), rollout, made, control.ports.clock.wall())
+                answer |= {"verdict": found.halted or found.reason, "halted": bool(found.halted) or rollout["state"] == "halted"}
         promise.reply(answer)
 
     _releases(control, channel, promise, have)

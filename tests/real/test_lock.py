@@ -63,6 +63,18 @@ def test_set_max(cluster: Cluster) -> None:
     assert cluster.argosy("lock", "acquire", "a", "--group", "no/such").returncode == 2
 
 
+def test_waiting_for_a_lock_to_be_free(cluster: Cluster) -> None:
+    """Or for one machine to be through."""
+    token = cluster.json("lock", "acquire", "a", "--group", "wait")["token"]
+    assert cluster.argosy("lock", "wait", "--group", "wait", "--wait", "0.3").returncode == 4
+    refused = cluster.argosy("lock", "wait", "a", "--group", "wait", "--wait", "0")
+    assert refused.returncode == 4 and "a is holding it still" in refused.stderr
+    cluster.ok("lock", "wait", "b", "--group", "wait")
+    assert not group(cluster, "wait")["stale"]
+    cluster.ok("lock", "release", "a", "--group", "wait", "--token", str(token))
+    cluster.ok("lock", "wait", "--group", "wait")
+
+
 def test_a_grant_survives_the_leader(cluster: Cluster) -> None:
     """Same holder, same token, and the next one is still refused."""
     token = cluster.json("lock", "acquire", "alpha", "--group", "s")["token"]

@@ -25,14 +25,13 @@ RestartSec=100ms
 class Stage:
     """Machines, three unless it is said, on which units are put."""
 
-    def __init__(self, world: World, seed: int, size: int = 3, before: Any = None, **about: dict[str, Any]) -> None:
-        """``before`` is called with the fleet before its machines start."""
+    def __init__(self, world: World, seed: int, size: int = 3, before: Any = None, agents: int = 0, **about: dict[str, Any]) -> None:
+        """``before`` is called with the fleet before its machines start; ``agents``: machines without a vote besides."""
         self.world = world
-        self.fleet = Fleet(seed, size, world, about)
+        self.fleet = Fleet(seed, size, world, about, agents)
         if before is not None:
             before(self.fleet)
-        for machine in self.fleet.machines:
-            machine.start()
+        self.fleet.start()
 
     def put(self, replace: bool = False, **files: str) -> None:
         """Files by short name (``api_`` is the template ``api@``): the sections after [Service]'s commands."""

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, to_json
+from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, TRUST, to_json
+from actors.control import Command
 from actors.raft_messages import Propose
 from fleet import release
 from kernel.sim import Faults, World
+from runners import boot
 
 from .fleet import FleetFailure
 from .slots import Publisher
@@ -280,8 +282,12 @@ def test_l16_a_drain_that_does_not_end_is_called_off(world: World, tmp_path: Pat
     stage.wait(lambda: not _holders(stage), 120)
     assert {r["state"] for r in stage.fleet.do("machine.list")} == {"ready"}, "the lock was free before units could come back"
     assert set(publisher.versions().values()) == {"factory"}
-    reasons = [row["reason"] for row in stage.fleet.do("release.status")["machines"]]
-    assert any("the last drain did not end; trying again in" in reason for reason in reasons), reasons
+
+    def told() -> bool:
+        reasons = [row["reason"] for row in stage.fleet.do("release.status")["machines"]]
+        return any("the last drain did not end; trying again in" in reason for reason in reasons)
+
+    stage.wait(told, 5)
     stuck = False
     stage.wait(lambda: set(publisher.versions().values()) == {"2.0"} and not _holders(stage), 2000)
 
@@ -512,6 +518,8 @@ def test_l10_machines_that_die_in_their_reboots_are_never_two(world: World, tmp_
             assert sum(not m.alive and m.name not in removed for m in stage.fleet.machines) == 1
         [holder] = _holders(stage)
         assert holder["overdue"]
+        stage.fleet.do("lock.acquire", machine="x", wait=0.0)
+        assert 'argosy_lock_refusals_total{kind="held"} 0' not in _page_of(next(m for m in stage.fleet.machines if m.alive))
         stage.fleet.do("machine.remove", machine=holder["machine"])
         removed.add(holder["machine"])
 
@@ -541,3 +549,76 @@ def test_l15_users_and_metrics_block_one_machine_and_the_others_go_on(world: Wor
     assert publisher.versions()["m2"] == "factory"
     where.users.clear()
     stage.wait(lambda: publisher.versions()["m2"] == "2.0", 300)
+
+
+def test_l6_without_a_quorum_nobody_is_granted_and_nobody_reboots(world: World, tmp_path: Path) -> None:
+    """Asking fails in its time, the status says that it is stale; an update that has begun goes no further."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("2.0", 1)
+    stage.fleet.do("release.rollout", version="2.0", plan=FAST)
+    stage.wait(lambda: "draining" in states(stage).values(), 60)
+    [holder] = _holders(stage)
+    machine = stage.machine(holder["machine"])
+    for other in stage.fleet.machines:
+        if other is not machine:
+            other.crash()
+    reboots = sum(f"{machine.name} loses power" in line for line in world.log)
+    world.run(10)
+    asked = machine.host.control.ask(Command("lock.acquire", {"machine": "x"}), block=False)
+    told = machine.host.control.ask(Command("lock.status", {}), block=False)
+    world.run(20)
+    assert asked.error is not None and told.value[0]["stale"]
+    world.run(120)
+    assert sum(f"{machine.name} loses power" in line for line in world.log) == reboots and machine.alive
+    assert publisher.versions()[machine.name] == "factory"
+
+
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("no-key", {}), ("forged", {"manifest": "cd" * 32}), ("threshold", {}), ("expired", {"expires": 1_600_000_000}),
+        ("product", {"product": "other"}), ("floor", {"sequence": 5, "floor": 3}), ("malformed", {"size": -1}), ("damaged", {}),
+    ],
+)  # fmt: skip
+def test_u1_what_was_tampered_with_changes_no_slot(world: World, tmp_path: Path, code: str, change: dict[str, Any]) -> None:
+    """Written past the checks of the door, straight into the brain: each machine refuses by itself, with the reason."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("1.0", 1)
+    signed = {**json.loads(_statement(stage).signed()), "sequence": 2, "version": "2.0", **change}
+    if signed["expires"] < signed["created"]:
+        signed["created"] = signed["expires"] - 1000
+    envelope = release.sign({"signed": signed}, publisher.private)
+    if code == "forged":
+        envelope["signed"]["manifest"] = "ab" * 32
+    elif code == "threshold":
+        envelope["signatures"] = {}
+    elif code == "damaged":
+        bad = tmp_path / "m1" / "releases"
+        path = next(bad.glob(f"??/{signed['manifest']}"))
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    number = signed["sequence"]
+    record = {"sequence": number, "version": "2.0", "plan": {**FAST, "canaries": 3, "failures_max": 2, "failure_percent": 10}, "state": "running",
+              "reason": "", "began": 0.0}  # fmt: skip
+    puts = [["put", RELEASES + b"stable/%016d" % number, to_json(envelope)], ["put", ROLLOUTS_OF_RELEASES + b"stable", to_json(record)]]
+    if code == "floor":  # nor does another lead to it
+        puts.append(["delete", RELEASES + b"stable/%016d" % 1])
+    if code == "no-key":
+        puts.append(["delete", TRUST])
+        for machine in stage.fleet.machines:
+            (tmp_path / machine.name / "slots" / "trust.json").unlink(missing_ok=True)
+            machine.crash()
+    before = {m.name: _slots_of(tmp_path / m.name) for m in stage.fleet.machines}
+    for machine in stage.fleet.machines:
+        machine.alive or machine.start()
+    stage.wait(lambda: stage.fleet.do("cluster.status")["leader"])
+    stage.fleet._until(lambda m: m.host.raft.ask(Propose(["txn", [], puts, []]), block=False), 30.0, "the tampered release")
+    world.run(30)
+    assert {m.name: _slots_of(tmp_path / m.name) for m in stage.fleet.machines} == before
+    assert not stage.fleet.do("lock.status")[0]["history"]
+    [reason] = {row["reason"] for row in stage.fleet.do("release.status")["machines"]}
+    assert reason.startswith({"floor": "no release that is offered leads", "damaged": "version 2.0: 1 pieces"}.get(code, f"{code}: ")), reason
+
+
+def _slots_of(home: Path) -> dict[str, bytes]:
+    """Every file of both slots."""
+    return {str(path): path.read_bytes() for slot in boot.SLOTS for path in sorted((home / "slots" / slot).rglob("*")) if path.is_file()}
