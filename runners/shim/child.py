@@ -182,14 +182,17 @@ def execute(command: dict, environment: dict) -> None:
 
 
 def become(command: dict, parent: int, group: Group | None, output: int, error_write: int) -> NoReturn:
-    """Run a command in this process, the child of the shim ``parent``; what goes wrong is told and ends it.
+    """Run a command in this process; what goes wrong is told and ends it.
+
+    ``parent``: the shim with which it dies, as nobody else would end it when the lease is over; 0 if there is a guard.
 
     ``output``: where the log of the unit is fed from.  ``error_write``: a pipe that takes the
     exit status and the reason, and that closes when the program runs.
     """
     status = EXEC
     try:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in HANDLED:
@@ -224,9 +227,10 @@ def become(command: dict, parent: int, group: Group | None, output: int, error_w
         status = EXEC
         if command.get("no_new_privileges"):
             libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # another user's process has lost it
-        if os.getppid() != parent:
-            os._exit(203)
+        if parent:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # another user's process has lost it
+            if os.getppid() != parent:
+                os._exit(203)
         if environment.get("WATCHDOG_USEC"):
             environment["WATCHDOG_PID"] = str(os.getpid())
         environment["SYSTEMD_EXEC_PID"] = str(os.getpid())

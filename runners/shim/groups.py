@@ -13,6 +13,7 @@ class Group:
           "cpu_weight": "cpu.weight", "tasks_max": "pids.max"}
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.unified = os.path.exists(f"{self.ROOT}/cgroup.controllers")
         controllers = ("",) if self.unified else ("memory", "cpu", "pids")
         self.folders = {c: os.path.join(self.ROOT, c, name) for c in controllers}

@@ -6,21 +6,23 @@ Unix socket.  It also holds the fence: when the machine's lease file is not rene
 it ends the unit by itself, so a frozen or dead host process cannot make a second copy.
 """
 
-import fcntl
 import json
 import os
 import select
 import signal
 import socket
 import struct
-import sys
 import time
+from typing import TYPE_CHECKING
 
 from . import child
 from .child import EXEC, HANDLED
-from .facts import BUSY, LEASE, boottime, descendants, parent_of, start_time
+from .facts import LEASE, boottime, descendants, parent_of, start_time
 from .groups import Group
-from .log import Log
+from .log import READ_BYTES, Log
+
+if TYPE_CHECKING:
+    from .guard import Doors
 
 #: Runs of the unit of which the log can be told apart.
 RUNS_MAX = 1000
@@ -44,9 +46,12 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Shim:
-    def __init__(self, lease_path: str, lock: int) -> None:
+    def __init__(self, lease_path: str, doors: "Doors", guarded: bool) -> None:
+        """``guarded``: another process goes on with the unit should this one die."""
         self.lease_path = lease_path
-        self.lock = lock  # held for as long as this is the only shim of its folder
+        self.doors = doors
+        self.guarded = guarded
+        self.server, self.notify, self.out_read = doors.server, doors.notify, doors.out_read
         self.processes: dict[int, dict] = {}  # pid -> {step, main, start}
         self.starting: dict[int, dict] = {}  # pipe of a process that is being set up -> {pid, program, text}
         self.aliens: dict[int, int] = {}  # pidfd of a main process that is no child of ours -> pid
@@ -71,29 +76,38 @@ class Shim:
         with open("/proc/sys/kernel/random/boot_id") as f:
             self.boot_id = f.read().strip()
         self.me = {"pid": os.getpid(), "start": start_time(os.getpid()), "boot_id": self.boot_id}
-        self.out_read, self.out_write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.out_read, False)
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         for handled in HANDLED:
             signal.signal(handled, lambda *_: None)
+        if guarded:
+            self.read_word()
+            self.save()
+
+    def inherit(self) -> None:
+        """Go on where the shim left off whose guard this was; its children are ours now."""
+        self.log.feed(self.doors.spool.left())
+        self.doors.spool.keep(self.log.partial)
+        self.log.write([b"argosy: the shim of this unit was killed; its guard goes on"])
         try:
-            os.unlink("shim.sock")
-        except OSError:
-            pass
-        self.server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        old = os.umask(0o177)
-        self.server.bind("shim.sock")
-        os.umask(old)
-        self.server.listen(4)
-        self.server.setblocking(False)
-        # an abstract name: whatever user the service runs as may reach it, and no path is too long
-        self.notify_name = f"argosy-notify-{os.getpid()}-{os.urandom(8).hex()}"
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.notify.bind("\0" + self.notify_name)
-        self.notify.setblocking(False)
-        self.read_word()
+            with open("state.json") as f:
+                state = json.load(f)
+        except (OSError, ValueError):
+            state = {}
+        self.meta, self.ends, self.notified = state.get("meta", {}), state.get("ends", {}), state.get("said", {})
+        self.access, self.events = state.get("access", "none"), state.get("events", [])
+        self.fence_signalled = state.get("fenced", False)
+        if state.get("cgroup"):
+            self.group = Group(state["cgroup"])
+            self.group.had_oom_kill()
+        known = {int(pid): about for pid, about in state.get("processes", {}).items()}
+        self.processes = {pid: about for pid, about in known.items() if start_time(pid) == about["start"]}
+        self.was_empty = not self.everything()
+        for pid, about in self.processes.items():
+            self.watch_alien(pid, about["main"])
+        for about in [about for pid, about in known.items() if pid not in self.processes]:  # how, nobody can say any more
+            self.note_end(about["step"], about["main"], {"code": 0, "signal": 0})
+            self.emit({"ev": "ended", "step": about["step"], "main": about["main"], "code": 0, "signal": 0})
         self.save()
 
     # -- the loop --------------------------------------------------------------------
@@ -189,6 +203,7 @@ class Shim:
                     self.was_empty = True
                     self.read_output()
                     self.log.flush()
+                    self.doors.spool.keep(b"")
                     self.emit({"ev": "empty", **self.by_fence()})
                     self.fence_signalled = False
                 return
@@ -222,7 +237,7 @@ class Shim:
             self.access = command.get("access", "none")
             self.notified = {}
         if command.get("access", "none") != "none":
-            command["env"]["NOTIFY_SOCKET"] = "@" + self.notify_name
+            command["env"]["NOTIFY_SOCKET"] = "@" + self.doors.notify_name
         if command.get("cgroup"):
             self.group = self.group or Group(command["cgroup"]["name"])
             self.group.had_oom_kill()  # what an earlier run had is no news
@@ -236,8 +251,8 @@ class Shim:
                 for handle in (self.server, self.client, self.notify):  # nobody is to take it for the shim
                     if handle is not None:
                         os.close(handle.fileno())
-                os.close(self.lock)
-                child.become(command, self.me["pid"], self.group, self.out_write, error_write)
+                os.close(self.doors.lock)
+                child.become(command, 0 if self.guarded else self.me["pid"], self.group, self.doors.out_write, error_write)
         except OSError as error:  # no more processes, or descriptors
             for end in pipe:
                 os.close(end)
@@ -350,12 +365,16 @@ class Shim:
             if known["main"]:
                 known.update(main=False, step="former")
         self.adopt(pid, "start.0", True)
-        if parent_of(pid) != os.getpid() and pid not in self.aliens.values():
+        self.watch_alien(pid, True)
+        return True
+
+    def watch_alien(self, pid: int, main: bool) -> None:
+        """Hear of the end of a main process that is no child of ours."""
+        if main and parent_of(pid) != os.getpid() and pid not in self.aliens.values():
             try:
                 self.aliens[os.pidfd_open(pid)] = pid
             except OSError:
                 pass  # gone already; or a kernel without them, which says nothing of its end
-        return True
 
     def alien_ended(self, handle: int) -> None:
         """A main process ended whose parent, not we, hears how."""
@@ -565,7 +584,8 @@ class Shim:
 
     def save(self) -> None:
         """What is known, for whoever looks at the directory; atomically."""
-        state = {"shim": self.me, "meta": self.meta,
+        state = {"shim": self.me, "meta": self.meta, "ends": self.ends, "said": self.notified, "access": self.access,
+                 "events": self.events, "fenced": self.fence_signalled, "cgroup": self.group.name if self.group else "",
                  "processes": {str(p): k for p, k in self.processes.items()}}
         try:
             with open("state.json.new", "w") as f:
@@ -575,42 +595,9 @@ class Shim:
             pass  # a full disk loses this, not the unit
 
     def read_output(self) -> None:
-        for _ in range(OUTPUT_BYTES_TURN // 65536):
+        for _ in range(OUTPUT_BYTES_TURN // READ_BYTES):
             try:
-                data = os.read(self.out_read, 65536)
+                if not self.doors.spool.take(self.out_read, self.log):
+                    return
             except BlockingIOError:
                 return
-            if not data:
-                return
-            self.log.feed(data)
-
-
-def main() -> None:
-    directory, lease_path = sys.argv[1], sys.argv[2]
-    os.chdir(directory)
-    ready_read, ready_write = os.pipe()
-    if os.fork():
-        os.close(ready_write)
-        sys.exit({b".": 0, b"b": BUSY}.get(os.read(ready_read, 1), 1))
-    os.close(ready_read)
-    os.setsid()
-    child.libc.prctl(child.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.closerange(3, ready_write)
-    lock = os.open("shim.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.write(ready_write, b"b")
-        return
-    shim = Shim(lease_path, lock)
-    os.write(ready_write, b".")
-    os.close(ready_write)
-    shim.run()
-    for name in ("shim.sock", "state.json"):
-        try:
-            os.unlink(name)
-        except OSError:
-            pass

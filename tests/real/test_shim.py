@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 
 from runners.processes import DIRECTORY_VARIABLE, Handle, Processes, kill_marked
 from runners.shim import child, shim
-from runners.shim.facts import LEASE, boottime
+from runners.shim.facts import LEASE, boottime, parent_of, start_time
 from runners.shim.log import Log
 
 from ..waiting import wait_until
@@ -126,8 +127,13 @@ def test_a_shim_that_let_go_of_its_host_is_not_taken_for_dead(base: Path) -> Non
     assert unit.await_("ended")["signal"] == signal.SIGTERM
 
 
+def guard_of(unit: Unit) -> int:
+    """The process that goes on when the shim dies."""
+    return parent_of(unit.shim)
+
+
 def test_a_shim_that_died_is_said_to_be_lost_when_nothing_of_it_runs(base: Path) -> None:
-    """Also what its main process had started, in a session of its own, and nothing of other units."""
+    """With its guard; also what its main process had started, in a session of its own, and nothing of other units."""
     others = Unit(base, "other.service")
     others.run(SLEEP)
     bystander = others.await_("started")["pid"]
@@ -136,9 +142,85 @@ def test_a_shim_that_died_is_said_to_be_lost_when_nothing_of_it_runs(base: Path)
     unit.await_("started")
     wait_until("the child", lambda: (base / "child").exists() and (base / "child").read_text().strip())
     child = int((base / "child").read_text())
+    os.kill(guard_of(unit), signal.SIGKILL)
     os.kill(unit.shim, signal.SIGKILL)
     unit.await_("lost")
     assert not alive(child) and alive(bystander)
+
+
+def test_the_death_of_a_shim_restarts_nothing_and_loses_no_line(base: Path) -> None:
+    """Its guard goes on: the same processes, every line, their exit status, what they say, and what was remembered."""
+    unit = Unit(base)
+    unit.say("remember", {"invocation": "one", "hash": "h"})
+    script = (f"trap 'exit 7' TERM; sleep 1000 & echo $! > {base}/child; n=0; printf 'begin '; "
+              f"while :; do n=$((n+1)); echo line $n; test -e {base}/slow && sleep 0.01; done")  # fmt: skip
+    unit.run(["/bin/sh", "-c", script], env={"PATH": "/bin:/usr/bin"})
+    pid = unit.await_("started")["pid"]
+    wait_until("it shouts", lambda: (unit.folder / "log").exists() and "line 2000" in unit.log())
+    os.kill(unit.shim, signal.SIGKILL)
+    (base / "slow").touch()
+    again = unit.await_("hello", 2)
+    assert again["me"]["pid"] != unit.shim and again["meta"]["hash"] == "h"
+    assert again["processes"] == {str(pid): {"step": "start.0", "main": True, "start": start_time(pid)}}
+    assert alive(pid) and alive(int((base / "child").read_text()))
+    time.sleep(0.3)
+    unit.say("kill", signal.SIGTERM, False)
+    ended = unit.await_("ended")
+    assert (ended["code"], ended["main"]) == (7, True), "the guard is its parent now"
+    unit.say("kill", signal.SIGKILL, True)
+    unit.await_("empty")
+    assert not alive(int((base / "child").read_text()))
+    numbers = [int(n) for name in ("log.3", "log.2", "log.1", "log") if (unit.folder / name).exists()
+               for n in re.findall(r"line (\d+)$", (unit.folder / name).read_text(), re.MULTILINE)]  # fmt: skip
+    assert sorted(set(numbers)) == list(range(1, max(numbers) + 1)), "a line is missing"
+    assert len(numbers) - len(set(numbers)) < 20_000 and "its guard goes on" in unit.log()
+    unit.run(["/bin/echo", "after"])
+    wait_until("it runs again", lambda: " after" in unit.log())
+
+
+def test_the_guard_of_a_shim_holds_its_fence(base: Path) -> None:
+    """And what it starts itself dies with it: nobody else would end that in time."""
+    write_lease(base, 1000, 1000)
+    unit = Unit(base, fenced=True)
+    unit.run(SLEEP)
+    pid = unit.await_("started")["pid"]
+    os.kill(unit.shim, signal.SIGKILL)
+    heir = unit.await_("hello", 2)["me"]["pid"]
+    assert alive(pid)
+    write_lease(base, 0, 0)
+    unit.say("find_main", "", False)
+    assert unit.await_("ended")["fenced"] and not alive(pid)
+    write_lease(base, 1000, 1000)
+    unit.run(SLEEP)
+    second = unit.await_("started", 2)["pid"]
+    unit.end()
+    os.kill(heir, signal.SIGKILL)
+    wait_until("it is gone with it", lambda: not alive(second))
+
+
+def test_a_service_is_heard_after_the_death_of_its_shim(base: Path) -> None:
+    """At the same socket; also one that daemonised, and a guard that is killed is of no consequence."""
+    notify = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(chr(0) + os.environ['NOTIFY_SOCKET'][1:])"
+    code = f"{notify}; os.fork() and os._exit(0)\nwhile True: s.send(b'STATUS=here'); time.sleep(0.05)"
+    unit = Unit(base)
+    unit.run(["/usr/bin/python3", "-c", code], access="all")
+    unit.await_("ended")
+    unit.say("find_main", "", True)
+    unit.await_("main")
+    unit.say("find_main", "", True)
+    assert unit.await_("main", 2)["found"]
+    pid = unit.await_("started", 2)["pid"]
+    os.kill(unit.shim, signal.SIGKILL)
+    again = unit.await_("hello", 2)
+    assert list(again["processes"]) == [str(pid)] and again["said"]["STATUS"] == "here"
+    count = len([event for event in unit.events if event["ev"] == "notify"])
+    unit.await_("notify", count + 3)
+    os.kill(pid, signal.SIGKILL)
+    assert unit.await_("ended", 2)["signal"] in (0, signal.SIGKILL)
+    other = Unit(base, "other.service")
+    os.kill(guard_of(other), signal.SIGKILL)
+    other.run(["/bin/sh", "-c", "exit 3"])
+    assert other.await_("ended")["code"] == 3
 
 
 def test_a_set_up_that_hangs_holds_up_neither_a_stop_nor_the_fence(base: Path) -> None:
@@ -250,7 +332,7 @@ def test_a_shim_that_nobody_came_back_to_leaves_word(base: Path) -> None:
     """How its unit ended is known to the next, so that what is over is not begun again."""
     folder = base / "units" / "u.service"
     folder.mkdir(parents=True)
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import shim; shim.LONELY_S_MAX = 1.0; shim.main()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import guard, shim; shim.LONELY_S_MAX = 1.0; guard.main()"
     begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
@@ -279,7 +361,7 @@ def test_a_shim_that_cannot_leave_word_stays(base: Path) -> None:
     """Else what is over would be begun again."""
     folder = base / "units" / "u.service"
     (folder / "left.json.new").mkdir(parents=True)
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import shim; shim.LONELY_S_MAX = 0.5; shim.main()"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runners.shim import guard, shim; shim.LONELY_S_MAX = 0.5; guard.main()"
     begin_shim(code, folder)
     unit = Unit(base)
     unit.say("remember", {"invocation": "one", "finished": "success"})
@@ -304,7 +386,7 @@ def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytes
     folder = base / "units" / "u.service"
     folder.mkdir(parents=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import errno, os; from runners.shim import shim; start = shim.Shim.start\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import errno, os; from runners.shim import guard, shim; start = shim.Shim.start\n"
         "def limited(self, command):\n"
         "    fork = os.fork\n"
         "    if command['step'] == 'reload.0':\n"
@@ -312,7 +394,7 @@ def test_a_process_that_cannot_be_made_is_told_of(base: Path, monkeypatch: pytes
         "        os.fork = refuse\n"
         "    start(self, command)\n"
         "    os.fork = fork\n"
-        "shim.Shim.start = limited\nshim.main()"
+        "shim.Shim.start = limited\nguard.main()"
     )
     begin_shim(code, folder)
     unit = Unit(base)

@@ -304,7 +304,7 @@ def test_there_is_one_shim_though_its_supervisor_dies_while_it_starts(base: Path
         await asyncio.sleep(0.5)
         folder = host.processes.folder("u.service")
         shims = [p for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder)]
-        assert len(shims) == 1
+        assert len(shims) == 2, "one, and its guard"
         await host.end()
         again = Host(base, SLEEP)
         assert (await again.until("running"))["pid"] == first
@@ -321,20 +321,41 @@ def _is_shim(process: Path, folder: Path) -> bool:
 
 
 def test_a_shim_that_dies_while_a_process_is_set_up_takes_it_along(base: Path) -> None:
-    """It must neither be taken for the shim nor run its program later, without a fence."""
+    """If its guard dies, too: it must neither be taken for the shim nor run its program later, without a fence."""
     async def story() -> None:
         os.mkfifo(base / "pipe")
         host = Host(base, f"[Service]\nRestart=no\nStandardOutput=file:{base}/pipe\nExecStart=/bin/sleep 1000\n")
         await until(lambda: host.actor.service is not None and host.actor.service.main_running, 10, lambda: "not started")
         await asyncio.sleep(0.3)
         folder = host.processes.folder("u.service")
-        family = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder)]
-        assert len(family) == 2
-        os.kill(min(family), signal.SIGKILL)
+        family = sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder))
+        assert len(family) == 3
+        for process in family[:2]:  # the guard first
+            os.kill(process, signal.SIGKILL)
         await host.until("failed")
         await asyncio.sleep(0.3)
         alive = [p for p in family if Path(f"/proc/{p}").exists() and b"Z" not in Path(f"/proc/{p}/stat").read_bytes().split()[2]]
         assert not alive
+        await host.end()
+
+    asyncio.run(story())
+
+
+def test_a_process_that_is_set_up_while_its_shim_dies_runs_all_the_same(base: Path) -> None:
+    """Its guard has it, and the fence."""
+    async def story() -> None:
+        os.mkfifo(base / "pipe")
+        host = Host(base, f"[Service]\nRestart=no\nStandardOutput=file:{base}/pipe\nExecStart=/bin/sleep 1000\n")
+        await until(lambda: host.actor.service is not None and host.actor.service.main_running, 10, lambda: "not started")
+        await asyncio.sleep(0.3)
+        folder = host.processes.folder("u.service")
+        family = sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder))
+        os.kill(family[1], signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        reader = os.open(base / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        assert (await host.until("running"))["pid"] == family[2]
+        await until(lambda: b"sleep" in Path(f"/proc/{family[2]}/cmdline").read_bytes(), 10, lambda: "its program does not run")
+        os.close(reader)
         await host.end()
 
     asyncio.run(story())

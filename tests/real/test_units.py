@@ -269,7 +269,7 @@ def test_a_stop_that_ends_in_failure_does_not_keep_the_unit_from_its_next_start(
     assert cluster.row("grumpy")["active"] == "active"
 
 
-def test_a_unit_whose_shim_died_comes_back_whole(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_unit_whose_shim_died_goes_on_and_one_that_lost_its_guard_too_comes_back_whole(cluster: Cluster, tmp_path: Path) -> None:
     """With its port and its key, and so that the next life of its host leaves it alone."""
     cluster.submit("web@.service", _service(
         f"ExecStart={UNIT} serve {tmp_path}", "Restart=always", "RestartSec=100ms",
@@ -277,8 +277,15 @@ def test_a_unit_whose_shim_died_comes_back_whole(cluster: Cluster, tmp_path: Pat
     ))
     cluster.start("web@3")
     machine, pid = cluster.row("web@3")["machine"], _pid(cluster, "web@3")
-    state = json.loads((cluster.dir / machine / "units" / "web@3.service" / "state.json").read_text())
-    signal_process(state["shim"]["pid"], signal.SIGKILL)
+    file = cluster.dir / machine / "units" / "web@3.service" / "state.json"
+    before = cluster.row("web@3")["restarts"]
+    shim = json.loads(file.read_text())["shim"]["pid"]
+    signal_process(shim, signal.SIGKILL)
+    heir = wait_until("its guard", lambda: {json.loads(file.read_text())["shim"]["pid"]} - {shim}).pop()
+    time.sleep(1.0)
+    row = cluster.row("web@3")
+    assert (row["pid_or_container"], row["active"], row["restarts"]) == (pid, "active", before), "nothing was restarted"
+    signal_process(heir, signal.SIGKILL)
     wait_until("it to be back", lambda: _pid(cluster, "web@3") not in (0, pid), 20)
     again, port = _pid(cluster, "web@3"), cluster.row("web@3")["ports"]["http"]
     wait_until("its key", lambda: _announced(cluster) == {"/services/web/3": f"127.0.0.1:{port}"})
