@@ -19,6 +19,8 @@ from rich.console import Console
 from . import (
     actors,
     alone,
+    containers,
+    crowd,
     dicts,
     doors,
     facts,
@@ -54,12 +56,14 @@ WORKS: dict[str, Work] = {
     "snapshot": alone.snapshot,
     "restart": alone.restart,
     "units": units.many,
+    "containers": containers.containers,
     "lock": locks.handover,
     "rolling": updates.rolling,
     "image": updates.images,
     "idle": idle.idle,
     "failover": failover.failover,
     "lost": losses.lost,
+    "crowd": crowd.crowd,
 }
 #: Seconds after which the whole command gives up, whatever hangs.
 _LIMIT_S = {True: 900, False: 5400}

@@ -23,10 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 class ArgosyCluster:
     """Machines are numbered from 0; their names are m1, m2, ..."""
 
-    def __init__(self, folder: Path, machines: int = MACHINES, slots: bool = False) -> None:
-        """``slots``: its machines take releases."""
+    def __init__(self, folder: Path, machines: int = MACHINES, slots: bool = False, engine: str = "") -> None:
+        """``slots``: its machines take releases; ``engine``: where their containers run."""
         self.folder = folder
         self.machines = machines
+        self._engine = engine
         self._more = ["--slots"] if slots else []
         self.offset = free_offset(machines)
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,6 +36,10 @@ class ArgosyCluster:
         """Start it and wait until all machines are ready."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("ARGOSY_")}
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._engine and not (self.folder / "cluster.json").exists():
+            local.create(self.folder, self.machines, self.offset)
+            for config in self.folder.glob("m*/host.toml"):
+                config.write_text(f'engine = "{self._engine}"\n' + config.read_text())
         with open(self.folder / "bench-up.log", "ab") as log:
             self._process = subprocess.Popen(
                 [

@@ -1,4 +1,4 @@
-"""The shim of a unit: how long it takes to start, and what it weighs while its unit runs."""
+"""The shim of a unit, with its guard: how long it takes to start, and what it weighs while its unit runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 
 from runners.processes import Processes, kill_marked
+from runners.shim.facts import parent_of
 
 from .lab import Lab, median, percentile
 from .table import Row
@@ -21,13 +22,13 @@ _PATIENCE_S = 20.0
 
 
 def _weight(pid: int) -> tuple[int, int]:
-    """(resident, of its own) memory in KiB."""
+    """(resident, its share of it) memory in KiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
 
     def sum_of(*names: str) -> int:
         return sum(int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0]) for name in names)
 
-    return sum_of("Rss"), sum_of("Private_Clean", "Private_Dirty")
+    return sum_of("Rss"), sum_of("Pss")
 
 
 async def _one(processes: Processes, unit: str) -> tuple[float, int, int]:
@@ -47,10 +48,10 @@ async def _one(processes: Processes, unit: str) -> tuple[float, int, int]:
         taken = time.perf_counter() - begun
         handle.run("main", ["/bin/sleep", "1000"], {"PATH": "/usr/bin:/bin"}, True)
         await the("started")
-        resident, own = _weight(hello["me"]["pid"])
+        resident, share = (sum(both) for both in zip(*map(_weight, (hello["me"]["pid"], parent_of(hello["me"]["pid"]))), strict=True))
         handle.quit()
         await the("lost")
-        return taken, resident, own
+        return taken, resident, share
     finally:
         handle.close()
 
@@ -77,13 +78,13 @@ def shim(lab: Lab) -> list[Row]:
         kill_marked(str(base))
     bare = [_empty_python() for _ in range(lab.effort.shims)]
     taken = [seconds for seconds, _, _ in seen]
-    resident, own = median([r for _, r, _ in seen]), median([o for _, _, o in seen])
+    resident, share = median([r for _, r, _ in seen]), median([s for _, _, s in seen])
     return [
         Row(
             "shim of a unit: start, memory",
             f"{median(taken) * 1000:.0f} ms (p99 {percentile(taken, 0.99) * 1000:.0f}), "
-            f"{own / 1024:.1f} MiB own, {resident / 1024:.1f} MiB resident",
+            f"{share / 1024:.1f} MiB as its share, {resident / 1024:.1f} MiB resident",
             f"an empty Python: {median(bare) * 1000:.0f} ms", f"{median(taken) / median(bare):.2f}x",
-            "say it", None, data={"seconds": taken, "python_seconds": bare, "own_kib": own},
+            "say it", None, data={"seconds": taken, "python_seconds": bare, "share_kib": share},
         )
     ]  # fmt: skip

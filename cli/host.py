@@ -34,6 +34,7 @@ from gateway.relay import Relay
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
 from metrics.exporter import Exporter
+from runners import priority
 from runners.boot import REBOOT
 from runners.containers import Containers
 from runners.disk import RealDisk
@@ -509,6 +510,7 @@ def serve(
 
     ``history``: a command of the store that says how much past to keep.
     """
+    priority.raise_host()
     sys.setswitchinterval(1e-4)  # a busy thread must not hold up the thread that syncs
 
     status: list[int] = []

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fleet import environment, spec
 
-from . import blockers, conditions, logs, proc
+from . import blockers, conditions, logs, priority, proc
 from .sessions import ProcessSession, Session
 from .shim.facts import BUSY, LEASE, boottime
 
@@ -38,11 +39,14 @@ GONE = (FileNotFoundError, ConnectionRefusedError)
 AGAIN_S = 0.2
 #: Seconds for a Prometheus server to answer a query.
 QUERY_S = 8.0
+T = TypeVar("T")
 #: Bytes of an EnvironmentFile.
 ENVIRONMENT_BYTES_MAX = 1024 * 1024
 _SHIM = Path(__file__).with_name("shim")
 #: Seconds a shim has to start, and to be reached.
 SHIM_START_S_MAX = 20.0
+#: Shims that are started at once: each takes a processor for some 30 ms.
+SHIMS_AT_ONCE = 4
 #: Marks every process below a machine's directory, so that "power off" can find them all.
 DIRECTORY_VARIABLE = "ARGOSY_HOST_DIR"
 #: Marks every process of a unit, beside the above.
@@ -185,7 +189,7 @@ class Handle:
                 return await self._owner.connect(folder)
             except GONE:
                 try:
-                    await asyncio.to_thread(self._owner.end_leftovers, self.unit)
+                    await self._owner.aside(self._owner.end_leftovers, self.unit)
                 except OSError:
                     await asyncio.sleep(AGAIN_S)
                     continue
@@ -205,6 +209,7 @@ class Processes:
         self._units.mkdir(parents=True, exist_ok=True)
         self._lease_file = base / "lease"
         self._reserved: dict[int, float] = {}
+        self._starter = ThreadPoolExecutor(SHIMS_AT_ONCE, "shims", priority.calm)
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
 
     def folder(self, unit: str) -> Path:
@@ -228,8 +233,12 @@ class Processes:
         try:
             return await self.connect(folder)
         except GONE:
-            await asyncio.to_thread(self._spawn, unit, fenced)
+            await self.aside(self._spawn, unit, fenced)
             return await self.connect(folder)
+
+    async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do what starts or ends shims in a thread that is no more urgent than they are."""
+        return await self.loop.run_in_executor(self._starter, work, *arguments)
 
     async def connect(self, folder: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """To the shim of a folder; raises one of :data:`GONE` when there is none."""
@@ -396,6 +405,7 @@ async def _check(kind: str, target: str, environment: dict[str, str]) -> tuple[b
             *shlex.split(target), env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        priority.calm(process.pid)
         try:
             code = await process.wait()
         except asyncio.CancelledError:
