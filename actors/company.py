@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from brain import snapshot
-from brain.raft import Config, Raft
+from brain.raft import Config, Message, Raft
 from brain.store import Store
 from kernel.actor import Ref
 from kernel.dispatch import Dispatcher
@@ -26,6 +28,7 @@ from .desk import Desk
 from .electorate import Electorate
 from .lock_manager import LockManager
 from .machine import Identity, Machine
+from .raft_messages import SnapshotChunk, StillMember
 from .raft_peer import PeerSettings, RaftPeer
 from .rollouts import Rollouts
 from .scheduler import Scheduler
@@ -61,6 +64,10 @@ def founding_snapshot(members: dict[str, tuple[str, str, str]], voters: frozense
     """
     config = Config(voters, info=tuple(sorted(members.items())))
     return snapshot.file_name(0), snapshot.dump(snapshot.Meta(0, 0, config), Store())
+
+
+#: What is heard from a machine that this one does not know as a member.
+_OUTSIDERS_SAY = (Message, SnapshotChunk, StillMember)
 
 
 def boot_agent(
@@ -99,7 +106,22 @@ def boot_brain(
     control = system.spawn(
         Control, machine, cluster, ports, raft, router, authority, version, name="control", limit=LIMIT
     )
+    router.may_say = partial(_may_say, raft, machine)
     return Company(system, router, raft, control)
+
+
+def _may_say(raft: Any, here: str, machine: str, path: str, message: Any) -> bool:
+    """Whether a machine may say this: one that was removed still has its certificate, and is a member no more.
+
+    What Raft itself says is heard from anybody: whoever was away does not know its new members yet (4.2.3).
+    """
+    if path == "raft" and isinstance(message, _OUTSIDERS_SAY):
+        return True
+    peer = raft._mailbox.actor  # noqa: SLF001 - the peer's configuration, on its own thread
+    if peer is None or peer.raft is None:
+        return True
+    members = peer.raft.config.everyone
+    return machine in members or here not in members
 
 
 def boot(

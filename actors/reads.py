@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from brain.raft import Role
 from kernel.mailbox import Promise
 
-from .raft_messages import NO_LEADER, NO_SPACE, BrainError, Query, ReadIndex
+from .raft_messages import NO_LEADER, NO_SPACE, OVERLOADED, BrainError, Query, ReadIndex
 
 if TYPE_CHECKING:
     from .raft_peer import RaftPeer
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ASK_S, AGAIN_S = 1.0, 0.02
 #: Seconds that a restarted peer waits for its first read point before it asks again.
 CATCH_UP_S = 60.0
+#: Reads that wait for their point, or for their turn.
+READS_MAX = 50_000
 
 
 class _Read(NamedTuple):
@@ -58,6 +60,8 @@ class Reads:
         """What the message's function finds, or a promise of it."""
         if not message.linearizable and self._current:
             return message.function(self._peer.store)
+        if len(self._reads) >= READS_MAX:
+            raise BrainError(OVERLOADED, f"reads_max: {READS_MAX} reads wait already")
         promise = Promise()
 
         def serve(_: int) -> None:

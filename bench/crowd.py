@@ -102,7 +102,9 @@ class Crowd:
         where = {"ARGOSY_CONTEXT": str(self.folder / "h1" / "context.toml"), "ARGOSY_ENDPOINT": self.session().endpoint}
         command = [sys.executable, "-m", "cli.main", *words]
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, **where}, capture_output=True, text=True, check=False, timeout=60)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        if done.returncode:
+            raise OSError(f"argosy {' '.join(words)}: {done.stderr}")
+        return done.stdout.strip()
 
     def listing_s(self) -> float:
         """How long ``argosy unit list`` takes, its start included."""

@@ -104,6 +104,8 @@ class Router:
         self.bad_frames = 0
         self.dead_letters = 0
         self.may_reach: Access = _clients_reach_control
+        #: whether a machine with a vote may say this to an actor: (machine, path, message)
+        self.may_say: Callable[[str, str, Any], bool] = lambda machine, path, message: True
         self.on_forget: Callable[[str], None] = lambda machine: None
         net.listen(self.receive)
 
@@ -187,7 +189,7 @@ class Router:
             self.dead_letters += 1  # they ask: a refusal of what is only told would fail the actor that refuses
             return
         ref = self._target(sender, path, is_agent)
-        if ref is None or not ref.offer(message):
+        if ref is None or not self.may_say(sender, path, message) or not ref.offer(message):
             self.dead_letters += 1
 
     def _on_ask(self, sender: str, path: Any, message: Any, number: Any, deadline_ms: Any, is_agent: bool) -> None:
@@ -197,6 +199,10 @@ class Router:
         if ref is None:
             self.dead_letters += 1
             self._reply_error(sender, number, "not_found", f"no actor {path} on {self._system.name}")
+            return
+        if not is_agent and not sender.startswith((GUEST, "client")) and not self.may_say(sender, path, message):
+            self.dead_letters += 1
+            self._reply_error(sender, number, "no_member", f"machine {sender} is no member of this cluster")
             return
         future = ref.ask(_enveloped(sender, message, is_agent), block=False)
         future.on_done(lambda f: self._reply(sender, number, f))

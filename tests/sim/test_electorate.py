@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from actors.control import Command
+from actors.raft_messages import Quarantine, ReadIndex, StateHash
 from brain.raft import Role
 from fleet.electorate import REPLACE_S
 from kernel.sim import Faults, SimMachine, World
@@ -80,3 +82,30 @@ def test_an_operator_states_another_number(fleet: Fleet) -> None:
     assert len(told["voters"]) == 3 and len(told["standby"]) == 2
     assert fleet.do("cluster.voters", size=5)["size"] == 5
     _until(fleet, lambda: len(_config(fleet).voters) == 5, 20)
+
+
+def test_a_machine_that_was_removed_is_not_heard_though_its_certificate_is_good() -> None:
+    """Neither what it asks nor what it tells; it is told that it is no member, and ends."""
+    with World(3, Faults()) as world:
+        fleet = Fleet(3, 3, world)
+        fleet.start()
+        fleet.do("cluster.status")
+        world.run(3)
+        gone, left = fleet.machines[2], fleet.machines[:2]
+        ask = gone.host.router.ref("m1", "control").ask
+        assert ask(Command("machine.list", {})).error is None or world.run(1) is None
+        gone.crash()
+        world.run(8)
+        fleet.do("machine.remove", machine="m3")
+        fleet.members.pop("m3")
+        gone.start()
+        world.run(0.5)
+        asked = [gone.host.router.ref(other.name, path).ask(message) for other in left
+                 for path, message in (("control", Command("machine.list", {})), ("raft", ReadIndex()), ("raft", StateHash()))]  # fmt: skip
+        for other in left:
+            gone.host.router.ref(other.name, "raft").tell(Quarantine(1))
+        world.run(2)
+        assert all(future.done and "is no member of this cluster" in str(future.error) for future in asked)
+        world.run(10)
+        assert "was removed from the cluster" in str(gone.failure)
+        assert not any(other.host.raft._mailbox.actor.quarantine for other in left)

@@ -10,6 +10,7 @@ import pytest
 import actors.scheduler
 from actors import machine, scheduler
 from actors.brain_client import STATES
+from actors.raft_messages import Query
 from actors.unit_messages import Report
 from kernel.sim import Faults, World
 
@@ -112,3 +113,25 @@ def test_more_units_than_one_transaction_holds_are_placed_and_moved() -> None:
         lost = fleet.machines[2]
         lost.crash()
         assert world.run_until(lambda: {u for u, where in fleet.books.running.items() if where} == names, 60)
+
+
+def test_reads_that_wait_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a quorum: those beyond it are refused at once, the others in their time; both say why."""
+    monkeypatch.setattr("actors.reads.READS_MAX", 10)
+    with World(1, Faults()) as world:
+        fleet = Fleet(1, 3, world)
+        fleet.start()
+        fleet.do("cluster.status")
+        for machine_ in fleet.machines[1:]:
+            machine_.crash()
+        world.run(5)
+        ask = fleet.machines[0].host.raft.ask
+        asked = [ask(Query(lambda store: store.revision, True, 3.0), block=False) for _ in range(30)]
+        world.run(0.1)
+        refused = [future for future in asked if future.error is not None]
+        assert len(refused) >= 20 and all("reads_max: 10 reads" in str(future.error) for future in refused)
+        world.run(10)
+        assert all(future.error is not None for future in asked)
+        for machine_ in fleet.machines[1:]:
+            machine_.start()
+        fleet.do("cluster.status")
