@@ -47,8 +47,8 @@ def changed(config: Config, message: ChangeConfig, caught_up: Callable[[str], bo
 
     ``add_learner`` adds a member without a vote, ``promote`` gives it one when it has caught
     up, ``replace`` does so and takes the vote of the voter that ``info`` names, ``demote``
-    leaves a member without its vote, ``remove`` takes it out, ``update`` changes its name and
-    addresses.
+    leaves a member without its vote, ``renew`` does so with one that has forgotten all it knew,
+    ``remove`` takes it out, ``update`` changes its name and addresses.
     """
     member = message.member
     others = tuple(entry for entry in config.info if entry[0] != member)
@@ -78,6 +78,10 @@ def changed(config: Config, message: ChangeConfig, caught_up: Callable[[str], bo
         if member not in config.voters or len(config.voters) == 1:
             raise BrainError("missing", f"{member} has no vote, or the only one")
         return replace(config, voters=config.voters - {member}, learners=config.learners | {member})
+    if message.change == "renew":
+        if member not in config.everyone or config.voters == {member}:
+            raise BrainError("missing", f"{member} is no member, or the only one")
+        return replace(config, voters=config.voters - {member}, learners=config.learners | {member}, info=(*others, (member, message.info)))
     if message.change == "remove":
         # its address stays known: until the joint configuration is left its vote may be needed
         return replace(config, voters=config.voters - {member}, learners=config.learners - {member})
@@ -100,6 +104,8 @@ class Membership:
         """Answered when the change holds: decided, and the joint configuration left.  Leader only."""
         peer, raft = self._peer, self._peer.raft
         config = changed(raft.config, message, self._caught_up)
+        if message.change == "renew":
+            raft.forget_progress(message.member)
         if config == raft.config:
             return True
         try:

@@ -410,7 +410,7 @@ class UnitManager(Actor):
             self._ended(event["step"], event["main"], Exit(code=event.get("code", NOT_CREATED)))
         elif kind == "ended":
             self._fenced = self._fenced or bool(event.get("fenced"))
-            self._ended(event["step"], event["main"], _exit_of(event))
+            self._ended(event["step"], event["main"], _exit_of(event), bool(event.get("left")))
         elif kind == "main":
             self._on_main(event)
         elif kind == "notify":
@@ -432,7 +432,7 @@ class UnitManager(Actor):
                 self.after(SHIM_RETRY_S, self._after_fence)
             self._settle()
 
-    def _ended(self, step: str, main: bool, how: Exit) -> None:
+    def _ended(self, step: str, main: bool, how: Exit, left: bool = False) -> None:
         if main:
             self._main_pid = 0
         if self.service is None:
@@ -440,7 +440,7 @@ class UnitManager(Actor):
         if self._fenced:
             self.service.wanted = False  # the lease ran out: no restart on this machine's own account
             self.after(SHIM_RETRY_S, self._after_fence)
-        self._act(self.service.ended(step, main, how))
+        self._act(self.service.ended(step, main, how, left))
         self._settle()
 
     def _refused(self, action: Run) -> None:

@@ -38,7 +38,7 @@ from .brain_client import (
 from .control import Command
 from .lock_manager import Acquire, Release, SetPhase
 from .machine import Identity
-from .picture import orders
+from .picture import metadata, orders
 from .raft_messages import Status, TransferLeadership
 
 logger = logging.getLogger("argosy.updater")
@@ -65,6 +65,9 @@ NO_QUORUM_S = 15.0
 FOREIGN = "the lock is held for this machine by"
 #: States in which a machine may be down for an update.
 _AWAY = (State.DRAINING, State.REBOOTING, State.TRIAL)
+#: Keys of a machine's metadata: the channel that it follows, and the group of the reboot lock; and what they are without.
+CHANNEL_KEY, GROUP_KEY = "update-channel", "reboot-group"
+CHANNEL, GROUP = "stable", "default"
 #: The mark of a drain that is the updater's.
 OWN = "update"
 
@@ -83,15 +86,14 @@ class Updater(BrainActor):
     """See the module docstring.  Without slots a machine is updated by other means, and this does nothing."""
 
     def __init__(
-        self, identity: Identity, ports: Ports, raft_ref: Any, router: Any, product: str = "argosy",
-        channel: str = "stable", group: str = "default",
-    ) -> None:  # fmt: skip
+        self, identity: Identity, ports: Ports, raft_ref: Any, router: Any, product: str = "argosy"
+    ) -> None:
         super().__init__(raft_ref)
         self.identity = identity
         self._ports = ports
         self._router = router
-        self._product, self._channel, self._group = product, channel, group
-        self._releases = RELEASES + channel.encode() + b"/"
+        self._product = product
+        self._group = "default"  # of the lock; stays while it is held or waited for
         self._pictures: dict[bytes, Any] = {}
         self._record: Any = None
         self._statements: dict[tuple[bytes, int], Any] = {}
@@ -125,7 +127,7 @@ class Updater(BrainActor):
         if self._ports.slots is None:
             return
         mine = self.identity.id.encode()
-        prefixes = (self._releases, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, ALIVE,
+        prefixes = (RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, ALIVE,
                     ORDERS + mine, PLACES + mine + b"/", STATES + mine + b"/", LOCKS, locks.SEMAPHORES)  # fmt: skip
         for prefix in prefixes:
             self._pictures[prefix] = self.mirror(prefix, lambda items: None, lambda *_: None)
@@ -145,6 +147,36 @@ class Updater(BrainActor):
         for entry in self._record.bad.values() if self._record is not None else ():
             found[how if (how := entry.get("found")) in found else "unwell"] += 1
         return found
+
+    def _wish(self, key: str) -> str:
+        """What this machine's metadata say, an operator's over its own."""
+        order = orders(self._items(ORDERS + self.identity.id.encode()).get(ORDERS + self.identity.id.encode()))
+        return metadata({"metadata": self.identity.metadata}, order).get(key, "")
+
+    @property
+    def _channel(self) -> str:
+        return self._wish(CHANNEL_KEY) or CHANNEL
+
+    def _settle_group(self) -> None:
+        """Take the group of the lock that the metadata name, unless one is held or waited for: that is ended first."""
+        held = [key[len(LOCKS) :].decode() for key, item in self._items(LOCKS).items() if self._is_mine(item)]
+        wanted = self._wish(GROUP_KEY) or GROUP
+        if held:
+            self._group = held[0]
+        elif not self._queued and not self._busy:
+            self._group = wanted
+
+    def _is_mine(self, item: Item) -> bool:
+        holder = json.loads(item.value).get("holders", {}).get(self.identity.name)
+        return holder is not None and holder.get("by") == "updater"
+
+    def _misnamed(self) -> str:
+        """What is wrong with the channel or the group that the metadata name."""
+        try:
+            locks.check_group(self._wish(GROUP_KEY) or GROUP)
+        except locks.LockError as error:
+            return f"metadata {GROUP_KEY}: {error}"
+        return "" if release.is_channel(self._channel) else f"metadata {CHANNEL_KEY}: {self._channel!r} is no channel: {release.CHANNEL_FORM}"
 
     @handles(ReadRecord)
     def _on_read_record(self, _: ReadRecord) -> None:
@@ -199,6 +231,7 @@ class Updater(BrainActor):
         if self._record is None or not all(picture.ready for picture in self._pictures.values()):
             return
         self._pin_trust()
+        self._settle_group()
         self._check()
         facts = self._facts()
         self.decision = updating.decide(facts)
@@ -271,14 +304,17 @@ class Updater(BrainActor):
 
         The highest one that the rollout names or that leads to it: a floor is never skipped.
         """
+        if misnamed := self._misnamed():
+            return None, misnamed
         rollout = self._one(ROLLOUTS_OF_RELEASES, ROLLOUTS_OF_RELEASES + self._channel.encode())
         if rollout is None:
             return None, ""
         if self._no_trust:
             return None, self._no_trust
         installed = self._installed()
-        for key, item in sorted(self._items(self._releases).items(), reverse=True):
-            if int(key.rpartition(b"/")[2]) > rollout["sequence"]:
+        mine = RELEASES + self._channel.encode() + b"/"
+        for key, item in sorted(self._items(RELEASES).items(), reverse=True):
+            if not key.startswith(mine) or int(key.rpartition(b"/")[2]) > rollout["sequence"]:
                 continue
             try:
                 made = self._accepted(key, item, installed)
@@ -347,7 +383,7 @@ class Updater(BrainActor):
             return "", f"the rollout was halted: {rollout.get('reason', '')}"
         if rollout["state"] == "paused":
             return "the rollout is paused", ""
-        found = verdict_of(self._items(UPDATES), self._items(ALIVE), rollout, target, now)
+        found = verdict_of(self._items(UPDATES), self._items(ALIVE), self._channel, rollout, target, now)
         return ("" if self.identity.id in found.permitted else found.reason), found.halted
 
     # -- whether this machine is well ---------------------------------------------------------------
@@ -662,7 +698,7 @@ class Updater(BrainActor):
             done(None, error)
             if error is None:
                 self._staged = target.manifest
-                offered = [json.loads(item.value)["signed"]["manifest"] for item in self._items(self._releases).values()]
+                offered = [json.loads(item.value)["signed"]["manifest"] for item in self._items(RELEASES).values()]
                 self._call(lambda slots: slots.tidy(offered), lambda value, trouble: None)
             else:
                 self._progress = str(error)
@@ -707,9 +743,9 @@ class Updater(BrainActor):
 
 
 def verdict_of(
-    updates: dict[bytes, Item], alive: dict[bytes, Item], rollout: dict[str, Any], target: Statement, now: float
+    updates: dict[bytes, Item], alive: dict[bytes, Item], channel: str, rollout: dict[str, Any], target: Statement, now: float
 ) -> waves.Verdict:
-    """Who may take a release now: by what all machines with slots say of it.
+    """Who may take a release now: by what all machines with slots that follow the channel say of it.
 
     One that went down for it and is not back is waited for; a failure that an operator has seen, and went on, is
     none any more.
@@ -724,6 +760,8 @@ def verdict_of(
     for key, item in updates.items():
         machine = key[len(UPDATES) :]
         said = json.loads(item.value)
+        if said["channel"] != channel:
+            continue
         result = said["results"].get(target.manifest, {})
         if ALIVE + machine in alive or result or said["state"] in _AWAY:
             done = "committed" if said["sequence"] >= target.sequence and said["state"] not in (State.TRIAL, State.SETTLING) else ""

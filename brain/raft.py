@@ -333,6 +333,11 @@ class Raft:
         target = replace(config, outgoing=outgoing)
         return self._append([(self.term, EntryKind.CONFIG, encode(target.dump()))])
 
+    def forget_progress(self, member: str) -> None:
+        """A member has lost its log: nothing that it once acknowledged counts any more."""
+        if member in self.progress:
+            self.progress[member] = Progress(self.log.last_index + 1)
+
     @property
     def config_index(self) -> int:
         """Where in the log the configuration in force stands (or the snapshot that brought it)."""

@@ -64,7 +64,7 @@ def _as_machine(folder: Path, membership: Membership, endpoints: list[str]) -> C
 def resync(config: HostConfig, folder: Path, membership: Membership) -> Path:
     """Give this host's vote back, set its damaged state aside, and let it join anew as a learner.
 
-    The others must take it out first: a peer that has forgotten what it promised must not vote.
+    The others must take its vote first: a peer that has forgotten what it promised must not vote.
     Returns where the old state lies.
     """
     endpoints = config.join or sorted(membership.seeds.values())
@@ -73,15 +73,14 @@ def resync(config: HostConfig, folder: Path, membership: Membership) -> Path:
     client = _as_machine(folder, membership, endpoints)
     me = (config.name, config.transport, f"http://{config.client[0]}" if config.client else "")
     deadline = time.monotonic() + CHANGE_S
-    for step in ("remove", "add_learner"):
-        while True:
-            try:
-                client.ask(ForwardedChange(step, membership.machine, list(me)), STEP_S, "raft")
-                break
-            except (RemoteError, ClientTimeout, UnreachableError) as error:
-                if time.monotonic() > deadline:
-                    raise HostError(f"--resync: the others did not {step.replace('_', ' a ')}: {error}") from None
-                time.sleep(0.2)
+    while True:
+        try:
+            client.ask(ForwardedChange("renew", membership.machine, list(me)), STEP_S, "raft")
+            break
+        except (RemoteError, ClientTimeout, UnreachableError) as error:
+            if time.monotonic() > deadline:
+                raise HostError(f"--resync: the others did not take its vote: {error}") from None
+            time.sleep(0.2)
     client.close()
     aside = _set_aside(folder / "raft")
     membership.wants_vote = config.role == "voter"

@@ -28,12 +28,21 @@ _PRODUCT = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
+#: What a channel is called.
+CHANNEL_FORM = "small letters, digits, '.' and '-', at most 32 of them"
+
+
 class ReleaseError(ValueError):
     """A release that is not accepted; ``code`` is stable: malformed, no-key, forged, threshold, expired, product, downgrade, floor, bad, damaged."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+def is_channel(name: str) -> bool:
+    """Whether a channel can be called so."""
+    return _PRODUCT.fullmatch(name) is not None
 
 
 def canonical(value: Any) -> bytes:

@@ -32,6 +32,7 @@ class Sub(StrEnum):
     STOP_SIGTERM = "stop-sigterm"
     STOP_SIGKILL = "stop-sigkill"
     STOP_POST = "stop-post"
+    FINAL_SIGTERM = "final-sigterm"
     FINAL_SIGKILL = "final-sigkill"
     FAILED = "failed"
     AUTO_RESTART = "auto-restart"
@@ -44,7 +45,7 @@ ACTIVE = {
     Sub.RELOAD: "reloading", Sub.STOP: "deactivating", Sub.STOP_WATCHDOG: "deactivating",
     Sub.STOP_SIGTERM: "deactivating",
     Sub.STOP_SIGKILL: "deactivating", Sub.STOP_POST: "deactivating",
-    Sub.FINAL_SIGKILL: "deactivating", Sub.FAILED: "failed", Sub.AUTO_RESTART: "activating",
+    Sub.FINAL_SIGTERM: "deactivating", Sub.FINAL_SIGKILL: "deactivating", Sub.FAILED: "failed", Sub.AUTO_RESTART: "activating",
 }  # fmt: skip
 
 #: Which sub-states may follow which; every move is checked against it and the docs draw it.
@@ -63,7 +64,8 @@ TRANSITIONS: dict[Sub, tuple[Sub, ...]] = {
     Sub.STOP_WATCHDOG: (Sub.STOP_SIGKILL, Sub.STOP_POST),
     Sub.STOP_SIGTERM: (Sub.STOP_SIGKILL, Sub.STOP_POST),
     Sub.STOP_SIGKILL: (Sub.STOP_POST,),
-    Sub.STOP_POST: (Sub.FINAL_SIGKILL, Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
+    Sub.STOP_POST: (Sub.FINAL_SIGTERM, Sub.FINAL_SIGKILL, Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
+    Sub.FINAL_SIGTERM: (Sub.FINAL_SIGKILL, Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
     Sub.FINAL_SIGKILL: (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART),
     Sub.FAILED: (Sub.CONDITION, Sub.FAILED, Sub.DEAD),
     Sub.AUTO_RESTART: (Sub.CONDITION, Sub.DEAD, Sub.FAILED),
@@ -216,6 +218,7 @@ class Service:
     _reloads_itself: bool = False
     _restarting: bool = False
     _stops_itself: bool = False
+    _left: bool = False  # whether others were there still when the last process ended
     _starts: list[float] = field(default_factory=list)
     _auto_restarts: int = 0
 
@@ -282,7 +285,7 @@ class Service:
         if self.sub in (Sub.DEAD, Sub.FAILED, Sub.AUTO_RESTART, Sub.EXITED):
             return []
         self._fail("signal")
-        if self.sub is not Sub.FINAL_SIGKILL:
+        if self.sub not in (Sub.FINAL_SIGTERM, Sub.FINAL_SIGKILL):
             self._move(Sub.STOP_POST)
         return self._finish()
 
@@ -393,8 +396,9 @@ class Service:
         self.main_running = self.main_running or main
         return self.ended(step, main, how)
 
-    def ended(self, step: str, main: bool, how: Exit) -> list[Action]:
-        """A process of ours has ended."""
+    def ended(self, step: str, main: bool, how: Exit, left: bool = False) -> list[Action]:
+        """A process of ours has ended; ``left``: others of the unit's are there still."""
+        self._left = left
         if step == "former":  # it was the main process until the unit named another
             return []
         if main and self._main_ended(how):
@@ -405,19 +409,22 @@ class Service:
                 self._fail(how.result)
             if self.sub in _ASKED and not self.main_running:
                 return self._after_asked()
+            if self.sub is Sub.FINAL_SIGTERM and self.spec.kill_mode != "control-group":  # the rest has not been asked
+                return self._final_sigkill() if left and self.spec.kill_mode == "mixed" else self._finish()
         if not main and self.sub in _LISTS and step == f"{self.sub.value}.{self._step}":
             return self._after_step(how)
         return []
 
     def group_empty(self) -> list[Action]:
         """Nothing of the unit runs any more."""
+        self._left = False
         if self.main_running and not self.main_known:
             self.main_running = False
             if self.sub in (*_UP, Sub.EXITED):
                 return self._enter_stop()
         if self.sub in _ASKED:
             return self._steps(Sub.STOP_POST)
-        if self.sub is Sub.FINAL_SIGKILL:
+        if self.sub in (Sub.FINAL_SIGTERM, Sub.FINAL_SIGKILL):
             return self._finish()
         return []
 
@@ -449,11 +456,29 @@ class Service:
             return self._steps(Sub.STOP_POST)
         if self.sub is Sub.STOP_POST:
             self._fail("timeout")
-            self._move(Sub.FINAL_SIGKILL)
-            return [Kill(self.spec.final_kill_signal, True), Arm(_KILLED_S), Changed()]
+            self._move(Sub.FINAL_SIGTERM)
+            whole = self.spec.kill_mode == "control-group"
+            return [Kill(self.spec.kill_signal, whole), self._limit(self.spec.timeout_stop_sec), Changed()]
+        if self.sub is Sub.FINAL_SIGTERM:
+            self._fail("timeout")
+            return self._final_sigkill() if self.spec.send_sigkill else self._finish()
         if self.sub is Sub.FINAL_SIGKILL:
+            self._fail("timeout")
             return self._finish()
         return []
+
+    def _final_sigkill(self) -> list[Action]:
+        self._move(Sub.FINAL_SIGKILL)
+        return [Kill(self.spec.final_kill_signal, self.spec.kill_mode != "process"), Arm(_KILLED_S), Changed()]
+
+    def _clean_up(self) -> list[Action]:
+        """After the last of ExecStopPost=: what it has left behind is asked to end, by KillMode=."""
+        if not self._left or self.spec.kill_mode in ("none", "process"):
+            return self._finish()
+        if self.spec.kill_mode == "mixed":
+            return self._final_sigkill()
+        self._move(Sub.FINAL_SIGTERM)
+        return [Kill(self.spec.kill_signal, True), self._limit(self.spec.timeout_stop_sec), Changed()]
 
     # -- moving ---------------------------------------------------------------------------------
 
@@ -523,7 +548,7 @@ class Service:
             return self._reloaded()
         if state is Sub.STOP:
             return self._kill()
-        return self._finish()
+        return self._clean_up()
 
     def _started(self) -> list[Action]:
         if self.main_running:
@@ -571,7 +596,7 @@ class Service:
         if self.sub is Sub.START:  # before it was ready: ExecStop is not for this
             self._fail("protocol")
             return self._kill()
-        if self.sub in (Sub.STOP, Sub.STOP_POST, Sub.FINAL_SIGKILL):
+        if self.sub in (Sub.STOP, Sub.STOP_POST, Sub.FINAL_SIGTERM, Sub.FINAL_SIGKILL):
             return []  # expected: the commands' end moves on
         if self.sub is Sub.START_POST and self._step < len(self.spec.exec_start_post):
             return self._kill() if not clean else []
@@ -603,7 +628,7 @@ class Service:
             if self.sub is Sub.STOP:
                 return self._kill()
             if self.sub is Sub.STOP_POST:
-                return self._finish()
+                return self._clean_up()
             return self._kill()
         self._step += 1
         return self._next_step([])

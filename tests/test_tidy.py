@@ -139,7 +139,8 @@ def test_no_file_is_unused() -> None:
 
 def test_message_numbers_are_unique_and_stable() -> None:
     """What crosses hosts has a number that is never given to another type."""
-    import gateway.relay  # noqa: F401 - these two register everything
+    import actors.company  # noqa: F401 - these two register everything
+    import gateway.relay  # noqa: F401
     from transport.codec import _by_number
 
     known = {10: "Message", 20: "KeepAlive", 21: "Forward", 22: "ReadIndex", 23: "SnapshotChunk",

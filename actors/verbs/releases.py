@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from brain.store import Item
@@ -40,8 +39,8 @@ def _in_slots(control: Control, work: Any, promise: Promise, then: Any = None) -
 
 def _channel(args: dict[str, Any]) -> str:
     channel = str(args.get("channel") or "stable")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,31}", channel):
-        raise BadRequest(f"--channel {channel!r}: small letters, digits, '.' and '-', at most 32 of them")
+    if not release.is_channel(channel):
+        raise BadRequest(f"--channel {channel!r}: {release.CHANNEL_FORM}")
     return channel
 
 
@@ -327,7 +326,7 @@ def _status(control: Control, args: dict[str, Any]) -> Promise:
             except ReleaseError as error:  # it was not published by this program
                 answer |= {"verdict": f"no machine takes it: {error}", "halted": True}
             else:
-                found = verdict_of(updates, control.items(ALIVE), rollout, made, control.ports.clock.wall())
+                found = verdict_of(updates, control.items(ALIVE), channel, rollout, made, control.ports.clock.wall())
                 answer |= {"verdict": found.halted or found.reason, "halted": bool(found.halted) or rollout["state"] == "halted"}
         promise.reply(answer)
 

@@ -195,10 +195,13 @@ class Shim:
     # -- children ---------------------------------------------------------------------
 
     def reap(self) -> None:
+        ended: list[dict] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                for event in ended:
+                    self.emit(event)
                 if not self.was_empty:
                     self.was_empty = True
                     self.read_output()
@@ -208,6 +211,8 @@ class Shim:
                     self.fence_signalled = False
                 return
             if pid == 0:
+                for event in ended:
+                    self.emit({**event, "left": True})
                 return
             for pipe in [pipe for pipe, about in self.starting.items() if about["pid"] == pid]:
                 while pipe in self.starting:  # it is closed by now: all that was said can be read
@@ -224,7 +229,7 @@ class Shim:
                 event["oom"] = True
             self.note_end(known["step"], known["main"], event)
             self.read_output()
-            self.emit(event)
+            ended.append(event)
 
     def start(self, command: dict) -> None:
         if self.lease_path != "-" and boottime() >= self.read_lease()[0]:

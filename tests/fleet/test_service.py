@@ -435,9 +435,32 @@ def test_a_shim_that_is_lost_at_the_very_end() -> None:
     service.ended("start.0", True, Exit(0))
     service.group_empty()
     service.timer(1.0)
+    assert service.sub is Sub.FINAL_SIGTERM
+    service.timer(2.0)
     assert service.sub is Sub.FINAL_SIGKILL
     service.lost()
     assert service.sub is Sub.FAILED
+
+
+@pytest.mark.parametrize(
+    ("mode", "after", "signals"),
+    [("control-group", [Sub.FINAL_SIGTERM, Sub.FINAL_SIGKILL], [(15, True), (9, True)]), ("mixed", [Sub.FINAL_SIGKILL, Sub.FAILED], [(9, True)]),
+     ("process", [Sub.DEAD], []), ("none", [Sub.DEAD], [])],
+)  # fmt: skip
+def test_what_the_last_step_leaves_behind_is_ended(mode: str, after: list[Sub], signals: list[tuple[int, bool]]) -> None:
+    """By KillMode=, in time."""
+    service = make(f"ExecStart=/bin/a\nExecStopPost=/bin/p\nTimeoutStopSec=1s\nKillMode={mode}\n")
+    service.start(0.0)
+    service.ended("start.0", True, Exit(0))
+    service.group_empty()
+    actions = service.ended("stop-post.0", False, Exit(0), left=True)
+    seen, sent = [service.sub], [(a.signal, a.whole) for a in actions if isinstance(a, Kill)]
+    if service.active == "deactivating":
+        sent += [(a.signal, a.whole) for a in service.timer(2.0) if isinstance(a, Kill)]
+        seen.append(service.sub)
+    assert (seen, sent) == (after, signals)
+    service.group_empty()
+    assert service.active in ("inactive", "failed")
 
 
 def test_a_service_that_was_skipped_is_found_so() -> None:

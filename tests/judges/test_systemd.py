@@ -102,6 +102,12 @@ CASES = [
     Case("masks", "Type=oneshot\nUMask=0027\nNice=5\nUser=nobody\nExecStart=/bin/sh -c '@say@ $(umask) $(id -un) $(nice)'"),
     Case("a-folder-while-it-runs", "RuntimeDirectory=judged-a-folder-while-it-runs\nExecStart=/bin/sleep 100\nExecStopPost=/bin/sh -c '@say@ $RUNTIME_DIRECTORY'",
          ("start", "stop")),
+    Case("leaves-behind", "ExecStart=/bin/true\nExecStopPost=/bin/sh -c '(trap \"@say@ asked; exit\" TERM; @say@ up; while :; do sleep 0.1; done) & sleep 0.5'"),
+    Case("leaves-behind-what-is-deaf", "TimeoutStopSec=1\nExecStart=/bin/true\n"
+         "ExecStopPost=/bin/sh -c '(trap \"@say@ asked\" TERM; @say@ up; while :; do sleep 0.1; done) & sleep 0.5'"),
+    Case("leaves-behind-mixed", "KillMode=mixed\nExecStart=/bin/true\n"
+         "ExecStopPost=/bin/sh -c '(trap \"@say@ asked\" TERM; @say@ up; while :; do sleep 0.1; done) & sleep 0.5'"),
+    Case("stop-post-takes-too-long", "TimeoutStopSec=1\nExecStart=/bin/true\nExecStopPost=/bin/sh -c 'trap \"@say@ asked; exit\" TERM; @say@ up; while :; do sleep 0.1; done'"),
     Case("stop-after-a-crash", "ExecStart=/bin/sh -c 'sleep 0.2; exit 1'\nExecStop=/bin/sh -c '@say@ stop'\nExecStopPost=/bin/sh -c '@say@ post'"),
     Case("stop-after-the-end", "ExecStart=/bin/sh -c 'sleep 0.2'\nExecStop=/bin/sh -c '@say@ stop'\nExecStopPost=/bin/sh -c '@say@ post'"),
     Case("stop-fails", "ExecStart=/bin/sleep 100\nExecStop=/bin/sh -c '@say@ stop; exit 3'\nExecStopPost=/bin/sh -c '@say@ post $SERVICE_RESULT'", ("start", "stop")),

@@ -73,7 +73,7 @@ class Publisher:
             machine.crash(power=True)
             machine.world.call_later(0.5, lambda: machine.alive or machine.start())
 
-    def publish(self, version: str, sequence: int, floor: int = 0) -> None:
+    def publish(self, version: str, sequence: int, floor: int = 0, channel: str = "stable") -> None:
         """Sign it, put its pieces on the first machine, and offer it."""
         tree = self.folder / f"tree-{version}"
         tree.mkdir()
@@ -90,7 +90,7 @@ class Publisher:
             self.fleet.do("release.trust", envelope=self.trust)
         self.fleet.do("release.put", pieces=pieces)
         envelope = release.sign({"signed": json.loads(made.signed())}, self.private)
-        self.fleet.do("release.publish", envelope=envelope)
+        self.fleet.do("release.publish", envelope=envelope, channel=channel)
 
     def versions(self) -> dict[str, str]:
         """What runs on each machine; empty for one that is off."""

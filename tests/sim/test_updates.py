@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, TRUST, to_json
+from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATES, to_json
 from actors.control import Command
 from actors.raft_messages import Propose
 from fleet import release
@@ -622,3 +622,36 @@ def test_u1_what_was_tampered_with_changes_no_slot(world: World, tmp_path: Path,
 def _slots_of(home: Path) -> dict[str, bytes]:
     """Every file of both slots."""
     return {str(path): path.read_bytes() for slot in boot.SLOTS for path in sorted((home / "slots" / slot).rglob("*")) if path.is_file()}
+
+
+def test_machines_follow_channels_and_locks_of_their_own(world: World, tmp_path: Path) -> None:
+    """As their metadata say, also when an operator changes them; who follows another channel is not waited for."""
+    stage, publisher = yard(world, tmp_path)
+    publisher.publish("1.0", 1)
+    publisher.publish("9.0", 9, channel="beta")
+    stage.fleet.do("machine.metadata", machine="m3", metadata={"update-channel": "beta", "reboot-group": "rack2"})
+    stage.wait(lambda: {row["machine"] for row in stage.fleet.do("release.status", channel="beta")["machines"]} == {"m3"})
+    stage.fleet.do("release.rollout", version="1.0", plan={**FAST, "canaries": 2, "waves": [100]})
+    stage.wait(lambda: [publisher.versions()[name] for name in ("m1", "m2", "m3")] == ["1.0", "1.0", "factory"], 300)
+    stage.fleet.do("lock.acquire", machine="somebody")  # of the default group, which is none of m3's business
+    stage.fleet.do("release.rollout", version="9.0", channel="beta", plan=FAST)
+    stage.wait(lambda: publisher.versions()["m3"] == "9.0", 300)
+    stage.wait(lambda: states_of(stage, "beta") == {"m3": "idle"}, 60)
+    rows = {row["group"]: row for row in stage.fleet.do("lock.status")}
+    assert [(e["event"], e["machine"]) for e in rows["rack2"]["history"] if e["event"] != "phase"] == [("granted", "m3"), ("released", "m3")]
+    assert "m3" not in {entry["machine"] for entry in rows["default"]["history"]}
+    stage.fleet.do("machine.metadata", machine="m2", metadata={"update-channel": "No Such"})
+    stage.wait(lambda: any("metadata update-channel: 'No Such' is no channel" in row["reason"] for row in _rows(stage, "No Such")), 10)
+    stage.fleet.do("machine.metadata", machine="m2", metadata={"update-channel": ""})
+    stage.wait(lambda: states(stage) == {"m1": "idle", "m2": "idle"}, 10)
+
+
+def states_of(stage: Stage, channel: str) -> dict[str, Any]:
+    return {row["machine"]: row["state"] for row in stage.fleet.do("release.status", channel=channel)["machines"]}
+
+
+def _rows(stage: Stage, channel: str) -> list[dict[str, Any]]:
+    """What machines say that name a channel, whether there can be such a one or not."""
+    store = stage.fleet.machines[0].host.raft._mailbox.actor.store
+    said = [json.loads(item.value) for key, item in store.live.items() if key.startswith(UPDATES)]
+    return [row for row in said if row["channel"] == channel]
