@@ -158,17 +158,30 @@ def test_nothing_is_left_of_a_session_whose_operator_is_gone(cluster: Cluster) -
     assert not _left(cluster)
 
 
-def test_a_session_ends_with_the_shim(cluster: Cluster) -> None:
-    """Nobody is left waiting for a command that is gone."""
-    words = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "u", "--", "/bin/sh", "-c", "echo up; sleep 600"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
-                          env=environment(cluster.home)) as operator:  # fmt: skip
-        assert operator.stdout is not None
-        assert operator.stdout.readline() == "up\n"
-        shim = json.loads((cluster.dir / "m3" / "units" / "u.service" / "state.json").read_text())["shim"]["pid"]
-        os.kill(shim, signal.SIGKILL)
-        _, said = operator.communicate(timeout=40)
-    assert (operator.returncode, "its shim ended" in said) == (255, True), said
+def test_a_session_outlives_the_shim_and_ends_with_its_guard(cluster: Cluster) -> None:
+    """It goes on where another process took over; and nobody is left waiting for a command that is gone."""
+    words = [argosy_command(), "--context", str(cluster.context), "unit", "exec", "u", "--", "/bin/sh", "-c", "echo up; read x; echo $x; read y; exit 7"]
+    file = cluster.dir / "m3" / "units" / "u.service" / "state.json"
+    for both in (False, True):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True,
+                              env=environment(cluster.home)) as operator:  # fmt: skip
+            assert operator.stdout is not None and operator.stdin is not None
+            assert operator.stdout.readline() == "up\n"
+            shim = json.loads(file.read_text())["shim"]["pid"]
+            if both:  # it is the guard of the one before, and has none
+                os.kill(shim, signal.SIGKILL)
+                _, said = operator.communicate(timeout=40)
+                assert (operator.returncode, "its shim ended" in said) == (255, True), said
+                break
+            os.kill(shim, signal.SIGKILL)
+            wait_until("its guard", lambda shim=shim: json.loads(file.read_text())["shim"]["pid"] != shim)  # type: ignore[misc]
+            operator.stdin.write("still here\n")
+            operator.stdin.flush()
+            assert operator.stdout.readline() == "still here\n"
+            operator.stdin.write("bye\n")
+            operator.stdin.flush()
+            operator.communicate(timeout=40)
+            assert operator.returncode == 7
     wait_until("the unit is back", lambda: cluster.row("u.service")["active"] == "active")
 
 
