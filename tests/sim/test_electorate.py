@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.control import Command
-from actors.raft_messages import Quarantine, ReadIndex, StateHash
+from actors.raft_messages import ForwardedChange, Quarantine, ReadIndex, StateHash
 from brain.raft import Role
 from fleet.electorate import REPLACE_S
 from kernel.sim import Faults, SimMachine, World
@@ -101,7 +101,8 @@ def test_a_machine_that_was_removed_is_not_heard_though_its_certificate_is_good(
         gone.start()
         world.run(0.5)
         asked = [gone.host.router.ref(other.name, path).ask(message) for other in left
-                 for path, message in (("control", Command("machine.list", {})), ("raft", ReadIndex()), ("raft", StateHash()))]  # fmt: skip
+                 for path, message in (("control", Command("machine.list", {})), ("raft", ReadIndex()), ("raft", StateHash()),
+                                       ("raft", ForwardedChange("add_learner", "m3", ["m3", "m3", ""])))]  # fmt: skip
         for other in left:
             gone.host.router.ref(other.name, "raft").tell(Quarantine(1))
         world.run(2)
