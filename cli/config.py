@@ -16,7 +16,7 @@ from fleet.syntax import nearest
 KEYS: dict[str, type] = {
     "name": str, "data-dir": str, "transport": str, "client": list, "grpc": str, "bootstrap": bool,
     "join": list, "token": str, "metadata": dict, "role": str, "insecure": bool, "advertise": str,
-    "resync": bool, "engine": str, "slot-a": str, "slot-b": str, "reboot-command": str,
+    "resync": bool, "engine": str, "slot-devices": list, "reboot-command": str,
 }  # fmt: skip
 ROLES = ("voter", "agent")
 
@@ -48,9 +48,8 @@ class HostConfig:
     resync: bool = False
     #: where the Docker Engine answers, for units in containers
     engine: str = "unix:///var/run/docker.sock"
-    #: block devices that hold the two images, for a machine whose slots are no directories
-    slot_a: str = ""
-    slot_b: str = ""
+    #: the block devices of images A and B, for a machine whose slots are no directories
+    slot_devices: list[str] = field(default_factory=list)
     #: how this machine is started anew into its other slot; without it only the host process is
     reboot_command: str = ""
 
@@ -167,11 +166,9 @@ def _check(config: HostConfig, problems: list[str]) -> None:
             problems.append(f"metadata.{key}: text, not {value!r}")
     if not config.engine.startswith(("unix:///", "tcp://", "http://", "https://")):
         problems.append(f"--engine: {config.engine!r} is not unix:///PATH or tcp://HOST:PORT")
-    if bool(config.slot_a) != bool(config.slot_b) or (config.slot_a and config.slot_a == config.slot_b):
-        problems.append("--slot-a and --slot-b: two devices, or none")
-    for option, text in (("--slot-a", config.slot_a), ("--slot-b", config.slot_b)):
-        if text and not text.startswith("/"):
-            problems.append(f"{option}: {text!r} is not the path of a block device")
+    if config.slot_devices and len(set(config.slot_devices)) != 2:
+        problems.append(f"--slot-devices: two of them, one for each image, or none; not {len(config.slot_devices)}")
+    problems += [f"--slot-devices: {text!r} is not the path of a block device" for text in config.slot_devices if not text.startswith("/")]
     try:
         shlex.split(config.reboot_command)
     except ValueError as error:

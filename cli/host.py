@@ -35,7 +35,7 @@ from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
 from metrics.exporter import Exporter
 from runners import priority
-from runners.boot import REBOOT
+from runners.boot import REBOOT, SLOTS
 from runners.containers import Containers
 from runners.disk import RealDisk
 from runners.processes import Processes
@@ -324,9 +324,9 @@ class Host:
             prefix=f"argosy-{membership.machine[:8]}-",
         )  # fmt: skip
         slots = self.folder / "slots"
-        devices = {"A": config.slot_a, "B": config.slot_b} if config.slot_a else {}
+        devices = dict(zip(SLOTS, config.slot_devices, strict=False))
         if devices and not slots.is_dir():
-            raise HostError(f"--slot-a: {slots} does not exist; make it, and start this host by argosy-boot")
+            raise HostError(f"--slot-devices: {slots} does not exist; make it, and start this host by argosy-boot")
         self.slots = SlotsPort(self.loop, Slots(self.folder, devices), self._reboot) if slots.is_dir() else None
         ports = Ports(clock, rng, disk, self.net, processes, self.containers, self.slots)
         self.company = self._boot(ports, doors)

@@ -141,8 +141,7 @@ def local_resume(machine: str, folder: str) -> None:
 @click.option("--advertise", help="Address that this machine's units are announced with.")
 @click.option("--insecure", is_flag=True, default=None, help="Open a door without TLS to the network.")
 @click.option("--engine", help="Where the Docker Engine answers, for units in containers.")
-@click.option("--slot-a", help="The block device of image A; without devices the two images lie in directories.")
-@click.option("--slot-b", help="The block device of image B.")
+@click.option("--slot-devices", multiple=True, help="The block devices of images A and B; without them the two lie in directories.")
 @click.option("--reboot-command", help="How this machine is started anew, like 'systemctl reboot'; without it only the host process is.")
 @click.option("--resync", is_flag=True, default=None, help="Set a damaged state aside and rebuild it from the others.")
 def start(path: str | None, **flags: Any) -> None:

@@ -42,6 +42,8 @@ FORMS: dict[str, tuple[tuple[str, Any], tuple[str, Any], tuple[Any, Any]]] = {
     "insecure": (("true", True), ("1", True), (True, True)),
     "advertise": (('"a"', "a"), ("b", "b"), ("c", "c")),
     "resync": (("true", True), ("1", True), (True, True)),
+    "slot-devices": (('["/dev/a", "/dev/b"]', ["/dev/a", "/dev/b"]), ("/dev/c,/dev/d", ["/dev/c", "/dev/d"]), (("/dev/e", "/dev/f"), ["/dev/e", "/dev/f"])),
+    "reboot-command": (('"a b"', "a b"), ("c", "c"), ("d", "d")),
     "engine": (('"unix:///a"', "unix:///a"), ("unix:///b", "unix:///b"), ("tcp://c:1", "tcp://c:1")),
 }  # fmt: skip
 
@@ -174,3 +176,12 @@ def test_metadata_words() -> None:
     assert problems == []
     assert parse_metadata(("zone", "=a", "zone=", "a b=c"), problems) == {}
     assert len(problems) == 4
+
+
+def test_slots_are_two_devices_and_a_command_is_one(tmp_path: Path) -> None:
+    """Each mistake has its sentence."""
+    flags = dict(ENOUGH)
+    assert "two of them" in _problems(None, {**flags, "slot-devices": ["/dev/a"]})[0]
+    assert "two of them" in _problems(None, {**flags, "slot-devices": ["/dev/a", "/dev/a"]})[0]
+    assert "'sda' is not the path" in _problems(None, {**flags, "slot-devices": ["sda", "/dev/b"]})[0]
+    assert "No closing quotation" in _problems(None, {**flags, "reboot-command": "a 'b"})[0]
