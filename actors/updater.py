@@ -93,7 +93,7 @@ class Updater(BrainActor):
         self._ports = ports
         self._router = router
         self._product = product
-        self._group = "default"  # of the lock; stays while it is held or waited for
+        self._group = GROUP  # of the lock; stays while it is held or waited for
         self._pictures: dict[bytes, Any] = {}
         self._record: Any = None
         self._statements: dict[tuple[bytes, int], Any] = {}
@@ -372,9 +372,7 @@ class Updater(BrainActor):
             if any(fnmatch.fnmatchcase(unit, pattern) for pattern in rules.block_units):
                 if json.loads(item.value)["active"] in ("active", "activating", "reloading", "deactivating"):
                     return f"{unit} runs here"
-        if rules.blockers() and rules.blockers() != self._blocked_for:
-            return "what may forbid it was not looked at yet"
-        return self._blocked if rules.blockers() else ""
+        return self._blocked if rules.blockers() == self._blocked_for else "what may forbid it was not looked at yet"
 
     def _permit(self, target: Statement, now: float) -> tuple[str, str]:
         """Why this machine has to wait for others, and why nobody goes any more."""

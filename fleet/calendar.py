@@ -70,7 +70,7 @@ class Calendar:
         """
         if not math.isfinite(moment):
             raise ValueError(f"{moment} is not a moment: a finite Unix time in seconds is")
-        where = _zone(self.zone) if self.zone else zone
+        where = zone_named(self.zone) if self.zone else zone
         numerator, denominator = float(moment).as_integer_ratio()
         base = max(numerator * _SECOND // denominator, -1)
         while base < _NEVER:
@@ -269,7 +269,7 @@ def _parse(text: str) -> Calendar:
     if len(words) > 1 and words[-1][0].isalpha():
         zone = words.pop()
         zone = "UTC" if zone.lower() == "utc" else zone
-        _zone(zone)
+        zone_named(zone)
     if len(words) == 1 and words[0].lower() in _SHORTHANDS:
         return _with_zone(_SHORTHANDS[words[0].lower()], zone)
     rest = iter(words)
@@ -310,7 +310,8 @@ def _end(rest: Iterator[str]) -> None:
         raise ValueError(f"{word!r} is one word too many; {_FORM}")
 
 
-def _zone(name: str) -> tzinfo:
+def zone_named(name: str) -> tzinfo:
+    """A time zone; raises ``ValueError``.  UTC needs no files of the system's."""
     if name == "UTC":
         return timezone.utc
     try:

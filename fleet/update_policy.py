@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 from . import calendar, syntax
 
@@ -39,7 +38,7 @@ class Window:
     def _first_start(self, after: float) -> float:
         """The first begin after a moment."""
         event = calendar.parse(self.when)
-        zone = ZoneInfo(event.zone) if event.zone else timezone.utc
+        zone = calendar.zone_named(event.zone or "UTC")
         on_the_wall = replace(event, zone="UTC")  # as if its clock were never changed
         shown = datetime.fromtimestamp(after, zone).replace(tzinfo=timezone.utc).timestamp() - CHANGE_S_MAX
         begins: list[float] = []
@@ -126,6 +125,8 @@ def policy(record: Mapping[str, Any]) -> Policy:
     for text in values["block_queries"]:
         server, _, expression = text.partition(" ")
         parts = urlsplit(server)
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("block_queries: no name and no password in the URL, for it is shown to everybody; let the server's network guard it")
         if parts.scheme not in ("http", "https") or not parts.hostname or not expression.strip():
             raise ValueError(f"block_queries: {text!r} is not URL EXPRESSION, like 'http://prometheus:9090 ALERTS{{severity=\"page\"}}'")
     if type(values.get("block_users", False)) is not bool:

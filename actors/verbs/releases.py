@@ -13,7 +13,7 @@ from kernel.mailbox import Promise
 from ..brain_client import ALIVE, RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, to_json
 from ..control import BadRequest, Command, Control, Failed, Missing, verb
 from ..raft_messages import Range
-from ..updater import ReadRecord, trust_key, verdict_of
+from ..updater import CHANNEL, ReadRecord, trust_key, verdict_of
 
 #: Pieces of one question, and releases that a channel keeps.
 PIECES_MAX, RELEASES_KEPT = 64, 20
@@ -38,7 +38,7 @@ def _in_slots(control: Control, work: Any, promise: Promise, then: Any = None) -
 
 
 def _channel(args: dict[str, Any]) -> str:
-    channel = str(args.get("channel") or "stable")
+    channel = str(args.get("channel") or CHANNEL)
     if not release.is_channel(channel):
         raise BadRequest(f"--channel {channel!r}: {release.CHANNEL_FORM}")
     return channel

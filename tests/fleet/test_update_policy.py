@@ -66,9 +66,17 @@ def test_when_it_opens_is_when_it_is_open() -> None:
         {"windows": ["22:00 for 1s"]}, {"windows": ["sometimes for 1h"]}, {"windows": ["22:00"]}, {"windows": "22:00 for 1h"},
         {"drain_limit": 0}, {"trial_limit": float("nan")}, {"commit_after": 500.0}, {"rate": -1}, {"rate": 1.5}, {"block_units": [7]},
         {"block_users": "yes"}, {"block_queries": ["up"]}, {"block_queries": ["file:///etc/passwd up"]}, {"block_queries": ["http://p:9090 "]},
+        {"block_queries": ["http://me:secret@p:9090 up"]},
     ],
 )  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     """With what is accepted."""
     with pytest.raises(ValueError, match=r"\w"):
         update_policy.policy(wrong)
+
+
+def test_a_password_in_a_url_is_not_said_again() -> None:
+    """It would be in logs and listings."""
+    with pytest.raises(ValueError, match="no password") as refused:
+        update_policy.policy({"block_queries": ["http://me:hunter2@p:9090 up"]})
+    assert "hunter2" not in str(refused.value)

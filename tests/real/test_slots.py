@@ -53,8 +53,7 @@ def started(home: Path) -> str:
     return str((home / "slots" / slot / "version").read_text())
 
 
-def update(home: Path, made: Statement, good: bool) -> None:
-    place = Slots(home)
+def update(place: Slots, made: Statement, good: bool) -> None:
     slot = place.write(made)
     place.begin_trial(slot, 60)
     boot.choose(place.folder)
@@ -99,7 +98,7 @@ def test_u2_an_end_at_any_point_leaves_a_whole_version(tmp_path: Path, monkeypat
     base = tmp_path / "base"
     place = Slots(base)
     first = offer(place, image(tmp_path, "1"), "1", 1)
-    update(base, first, True)
+    update(Slots(base), first, True)
     second = offer(place, image(tmp_path, "2", b"y" * 150_000), "2", 2)
     assert started(base) == "1"
     number = 0
@@ -110,7 +109,7 @@ def test_u2_an_end_at_any_point_leaves_a_whole_version(tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
             count = cut_at(patch, number)
             try:
-                update(home, second, good)
+                update(Slots(home), second, good)
                 ended = True
             except PowerCut:
                 ended = False
@@ -122,7 +121,7 @@ def test_u2_an_end_at_any_point_leaves_a_whole_version(tmp_path: Path, monkeypat
             started(home)  # what was on trial, and never found good, is given up
         if Slots(home).record().active != "B":
             assert started(home) == "1"
-            update(home, second, True)
+            update(Slots(home), second, True)
         assert started(home) == "2"
         shutil.rmtree(home)
     assert number > 15 and count[0] == number - 1
@@ -134,7 +133,7 @@ def test_u3_only_what_changed_is_fetched_and_a_damaged_piece_is_fetched_again(tm
     place = Slots(tmp_path / "home")
     big = os.urandom(40 * release.CHUNK_BYTES)
     first = offer(place, image(tmp_path, "1", big), "1", 1)
-    update(tmp_path / "home", first, True)
+    update(Slots(tmp_path / "home"), first, True)
     long_ago = time.time() - slots.FRESH_S - 10
     for path in place.chunks.folder.glob("??/*"):
         os.utime(path, (long_ago, long_ago))
@@ -160,7 +159,7 @@ def test_u3_only_what_changed_is_fetched_and_a_damaged_piece_is_fetched_again(tm
         place.write(second)
     assert started(tmp_path / "home") == "1" and place.missing(second.manifest) == [missing[0]]
     place.chunks.put(missing[0], other.chunks.get(missing[0]) or b"")
-    update(tmp_path / "home", second, True)
+    update(Slots(tmp_path / "home"), second, True)
     assert started(tmp_path / "home") == "2"
 
 
@@ -203,14 +202,8 @@ def launch(home: Path, script: str) -> Path:
     return place.folder
 
 
-@pytest.mark.parametrize(
-    ("script", "told"),
-    [("raise SystemExit(3)", "ended 3 times"), ("import time; time.sleep(600)", "not found good in 2 s")],
-)
-def test_u4_the_launcher_falls_back_from_what_crashes_or_hangs(tmp_path: Path, script: str, told: str) -> None:
-    """By itself; what was installed first is started then."""
-    home = tmp_path / "home"
-    folder = launch(home, script)
+def launched(home: Path) -> list[str]:
+    """The slots that a launcher starts, one after another, until one ends well; what was installed first ends at once."""
     seen: list[str] = []
     launcher = boot.Launcher(home, ["start"])
     real = launcher._one
@@ -221,6 +214,18 @@ def test_u4_the_launcher_falls_back_from_what_crashes_or_hangs(tmp_path: Path, s
 
     launcher._one = one  # type: ignore[method-assign]
     assert launcher.run() == 0
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("raise SystemExit(3)", "ended 3 times"), ("import time; time.sleep(600)", "not found good in 2 s")],
+)
+def test_u4_the_launcher_falls_back_from_what_crashes_or_hangs(tmp_path: Path, script: str, told: str) -> None:
+    """By itself; what was installed first is started then."""
+    home = tmp_path / "home"
+    folder = launch(home, script)
+    seen = launched(home)
     record = boot.load(folder)
     assert seen[-1] == "" and seen.count("A") == (boot.TRIES if "SystemExit" in script else 1)
     assert told in record.last["reason"] and told in next(iter(record.bad.values()))["reason"]
@@ -232,20 +237,14 @@ def test_an_intended_reboot_in_the_trial_costs_no_try(tmp_path: Path) -> None:
     marker = tmp_path / "count"
     folder = launch(home, f"import sys\nwith open({str(marker)!r}, 'a') as f: f.write('x')\n"
                           f"sys.exit({boot.REBOOT} if len(open({str(marker)!r}).read()) < 6 else 5)")  # fmt: skip
-    launcher = boot.Launcher(home, ["start"])
-    real = launcher._one
-    launcher._one = lambda slot, record: real(slot, record) if slot else 0  # type: ignore[method-assign]
-    assert launcher.run() == 0
+    launched(home)
     assert len(marker.read_text()) == 5 + boot.TRIES and "ended 3 times" in boot.load(folder).last["reason"]
 
 
 def test_a_version_that_wants_to_be_started_anew_for_ever_is_given_up(tmp_path: Path) -> None:
     home, marker = tmp_path / "home", tmp_path / "count"
     folder = launch(home, f"import sys\nwith open({str(marker)!r}, 'a') as f: f.write('x')\nsys.exit({boot.REBOOT})")
-    launcher = boot.Launcher(home, ["start"])
-    real = launcher._one
-    launcher._one = lambda slot, record: real(slot, record) if slot else 0  # type: ignore[method-assign]
-    assert launcher.run() == 0
+    launched(home)
     assert len(marker.read_text()) == boot.TRIES + boot.REFUNDS_MAX and not boot.load(folder).trial
 
 

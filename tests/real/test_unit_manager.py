@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -23,6 +24,8 @@ from kernel.ports import Ports
 from kernel.system import System
 from runners.processes import Processes, kill_marked
 from runners.real import RealClock, RealRng
+
+from .cluster import alive
 
 SLEEP = "[Service]\nExecStart=/bin/sleep 1000\n"
 
@@ -320,22 +323,31 @@ def _is_shim(process: Path, folder: Path) -> bool:
         return False
 
 
+async def _setting_up(base: Path) -> tuple[Host, list[int]]:
+    """A host whose unit waits for the other end of its output: with the guard, the shim and what is set up, in this order."""
+    os.mkfifo(base / "pipe")
+    host = Host(base, f"[Service]\nRestart=no\nStandardOutput=file:{base}/pipe\nExecStart=/bin/sleep 1000\n")
+    folder = host.processes.folder("u.service")
+
+    def family() -> list[int]:
+        return sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder))
+
+    def is_set_up() -> bool:
+        state = folder / "state.json"
+        return len(family()) == 3 and state.exists() and "start.0" in state.read_text()
+
+    await until(is_set_up, 10, lambda: f"{family()}")
+    return host, family()
+
+
 def test_a_shim_that_dies_while_a_process_is_set_up_takes_it_along(base: Path) -> None:
     """If its guard dies, too: it must neither be taken for the shim nor run its program later, without a fence."""
     async def story() -> None:
-        os.mkfifo(base / "pipe")
-        host = Host(base, f"[Service]\nRestart=no\nStandardOutput=file:{base}/pipe\nExecStart=/bin/sleep 1000\n")
-        await until(lambda: host.actor.service is not None and host.actor.service.main_running, 10, lambda: "not started")
-        await asyncio.sleep(0.3)
-        folder = host.processes.folder("u.service")
-        family = sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder))
-        assert len(family) == 3
+        host, family = await _setting_up(base)
         for process in family[:2]:  # the guard first
             os.kill(process, signal.SIGKILL)
         await host.until("failed")
-        await asyncio.sleep(0.3)
-        alive = [p for p in family if Path(f"/proc/{p}").exists() and b"Z" not in Path(f"/proc/{p}/stat").read_bytes().split()[2]]
-        assert not alive
+        await until(lambda: not any(map(alive, family)), 10, lambda: f"one of {family} is left")
         await host.end()
 
     asyncio.run(story())
@@ -344,14 +356,9 @@ def test_a_shim_that_dies_while_a_process_is_set_up_takes_it_along(base: Path) -
 def test_a_process_that_is_set_up_while_its_shim_dies_runs_all_the_same(base: Path) -> None:
     """Its guard has it, and the fence."""
     async def story() -> None:
-        os.mkfifo(base / "pipe")
-        host = Host(base, f"[Service]\nRestart=no\nStandardOutput=file:{base}/pipe\nExecStart=/bin/sleep 1000\n")
-        await until(lambda: host.actor.service is not None and host.actor.service.main_running, 10, lambda: "not started")
-        await asyncio.sleep(0.3)
-        folder = host.processes.folder("u.service")
-        family = sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if _is_shim(p, folder))
+        host, family = await _setting_up(base)
         os.kill(family[1], signal.SIGKILL)
-        await asyncio.sleep(0.3)
+        await until(lambda: json.loads((host.processes.folder("u.service") / "state.json").read_text())["shim"]["pid"] == family[0], 10, lambda: "no guard")
         reader = os.open(base / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         assert (await host.until("running"))["pid"] == family[2]
         await until(lambda: b"sleep" in Path(f"/proc/{family[2]}/cmdline").read_bytes(), 10, lambda: "its program does not run")

@@ -282,7 +282,7 @@ def test_a_unit_whose_shim_died_goes_on_and_one_that_lost_its_guard_too_comes_ba
     shim = json.loads(file.read_text())["shim"]["pid"]
     signal_process(shim, signal.SIGKILL)
     heir = wait_until("its guard", lambda: {json.loads(file.read_text())["shim"]["pid"]} - {shim}).pop()
-    time.sleep(1.0)
+    cluster.ok("unit", "exec", "web@3", "--", "/bin/true")  # the host has the link to it
     row = cluster.row("web@3")
     assert (row["pid_or_container"], row["active"], row["restarts"]) == (pid, "active", before), "nothing was restarted"
     signal_process(heir, signal.SIGKILL)
