@@ -21,8 +21,6 @@ from typing import IO
 ROOT = Path(__file__).parent
 #: Directories whose tests are beside those with real processes.
 BESIDE = ("brain", "cli", "deploy", "fleet", "judges", "kernel", "sim", "transport")
-#: Files of real processes that go there, too: they wait for nothing but answers, and even the two out.
-BESIDE_FILES = ("real/test_slots.py", "real/test_slot_devices.py", "real/test_v2.py", "real/test_v3.py", "real/test_watch_exec.py")
 
 
 def lanes() -> dict[str, list[str]]:
@@ -30,8 +28,7 @@ def lanes() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"real processes": [], "beside them": []}
     for path in sorted(ROOT.rglob("test_*.py")):
         name = str(path.relative_to(ROOT))
-        is_beside = name.partition("/")[0] in BESIDE or name in BESIDE_FILES
-        found["beside them" if is_beside else "real processes"].append(str(path))
+        found["beside them" if name.partition("/")[0] in BESIDE else "real processes"].append(str(path))
     return found
 
 
