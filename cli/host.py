@@ -29,7 +29,7 @@ from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadersh
 from actors.raft_peer import PeerSettings
 from gateway import observe
 from gateway.agent_door import AgentDoor
-from gateway.door import Gateway
+from gateway.door import Gateway, Openings
 from gateway.relay import Relay
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
@@ -127,20 +127,24 @@ def resolve(text: str) -> tuple[str, int]:
             try:
                 reply = fcntl.ioctl(probe.fileno(), 0x8915, request)  # SIOCGIFADDR
             except OSError:
-                raise HostError(f"--client {text}: interface {host} has no IPv4 address") from None
+                raise HostError(f"{text}: interface {host} has no IPv4 address") from None
             return socket.inet_ntoa(reply[20:24]), int(port)
     return host, int(port)
 
 
-def check_doors(config: HostConfig) -> list[tuple[str, int]]:
-    """The HTTP addresses; refuses to open one to the world without TLS unless told to."""
+def check_doors(config: HostConfig) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The HTTP and the gRPC addresses; refuses to open one to the world without TLS unless told to."""
+    return _checked(config, "--client", config.client), _checked(config, "--grpc", [config.grpc] if config.grpc else [])
+
+
+def _checked(config: HostConfig, flag: str, texts: list[str]) -> list[tuple[str, int]]:
     doors = []
-    for text in config.client:
+    for text in texts:
         host, port = resolve(text)
         near = host.startswith("127.") or host in ("::1", "localhost") or text.startswith("docker0:")
         if not near and not config.insecure:
             raise HostError(
-                f"--client {text}: a door without TLS on other than a loopback or docker0 address; "
+                f"{flag} {text}: a door without TLS on other than a loopback or docker0 address; "
                 "--insecure opens it all the same"
             )
         doors.append((host, port))
@@ -302,7 +306,7 @@ class Host:
     async def start(self) -> None:
         """Open the doors and start the actors; raises :class:`HostError`."""
         config, membership = self.config, self.membership
-        doors = check_doors(config)
+        doors, grpc_doors = check_doors(config)
         clock, rng = RealClock(), RealRng()
         identity_dir = self.folder / "identity"
         secure = membership.secure
@@ -332,19 +336,19 @@ class Host:
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
         if self._brain_only:  # as etcd: nobody is served before this member's addresses are known
-            self._opening = self.loop.create_task(self._introduce_and_open(doors))
+            self._opening = self.loop.create_task(self._introduce_and_open(doors, grpc_doors))
         else:
-            await self._open_doors(doors)
+            await self._open_doors(doors, grpc_doors)
             self._opening = self.loop.create_task(self._introduce())
 
-    async def _introduce_and_open(self, doors: list[tuple[str, int]]) -> None:
+    async def _introduce_and_open(self, doors: list[tuple[str, int]], grpc_doors: list[tuple[str, int]]) -> None:
         try:
             await self._introduce()
             if self._history is not None:
                 _, error = await self._ask_raft(Propose(self._history))
                 if error is not None:
                     logger.warning("how much history is kept could not be set: %s", error)
-            await self._open_doors(doors)
+            await self._open_doors(doors, grpc_doors)
         except (HostError, OSError) as error:
             self._end(error)
 
@@ -372,7 +376,7 @@ class Host:
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings
         )
 
-    async def _open_doors(self, doors: list[tuple[str, int]]) -> None:
+    async def _open_doors(self, doors: list[tuple[str, int]], grpc_doors: list[tuple[str, int]]) -> None:
         company, net = self.company, self.net
         sources = [observe.actor_families, observe.raft_families, observe.door_families]
         if not self._brain_only:
@@ -389,16 +393,17 @@ class Host:
                 if error is not None:
                     self._end(error)
             elif error is not None:
-                opened.set_exception(HostError(f"--client: {error}"))
+                opened.set_exception(HostError(str(error)))
             else:
                 opened.set_result(None)
 
+        openings = Openings(doors, grpc_doors, on_open)
         if self.membership.role == AGENT:
-            company.system.spawn(AgentDoor, self.loop, doors, company.raft, company.router, exporter, on_open, name="gateway")
+            company.system.spawn(AgentDoor, self.loop, openings, company.raft, company.router, exporter, name="gateway")
             await opened
             return
         gateway = company.system.spawn(
-            Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
+            Gateway, self.loop, openings, self.membership.cluster, self.membership.secure, company.raft, exporter,
             None if self._brain_only else company.control, name="gateway",
         )  # fmt: skip
         company.system.spawn(
@@ -497,8 +502,6 @@ def run(config: HostConfig) -> int:
 
         aside = resync(config, folder, membership)
         logger.warning("the old state lies in %s; it is rebuilt from the others", aside)
-    if config.grpc:
-        logger.warning("--grpc %s: the gRPC door is not served by version %s", config.grpc, VERSION)
     return serve(config, folder, membership)
 
 

@@ -25,7 +25,7 @@ from .host import Membership, write_context, write_founding
 MACHINES_MAX = 99
 #: Seconds between looks at the host processes.
 WATCH_S = 0.2
-HTTP, TRANSPORT = 4000, 7000
+HTTP, GRPC, TRANSPORT = 4000, 2378, 7000
 
 
 class LocalError(Exception):
@@ -78,6 +78,7 @@ def create(folder: Path, machines: int, offset: int, engine: str = "", slots: bo
         (home / "host.toml").write_text(
             f'name = "m{n}"\ndata-dir = {json.dumps(str(home))}\n'
             f'transport = "127.0.0.1:{TRANSPORT + n + offset}"\n'
+            f'grpc = "127.0.0.1:{GRPC + n + offset}"\n'
             + _doors(HTTP + n + offset, engine)
         )
     endpoints = [members[ids[n]][1] for n in ids]

@@ -7,13 +7,12 @@ asked; a write is refused then, for nobody knows whether it was done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from metrics.exporter import CONTENT_TYPE, Exporter
 from transport.router import BULK, Router
 
-from .door import STREAMED, Doors
+from .door import STREAMED, Doors, Openings
 from .http import HttpServer, Request
 from .relay import WAIT_S_MAX, RelayBody, RelayClose, RelayMore, RelayOpen
 
@@ -29,10 +28,9 @@ class AgentDoor(Doors):
     """See the module docstring."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], agent_ref: Any, router: Router,
-        exporter: Exporter, on_open: Callable[[BaseException | None], None],
+        self, loop: asyncio.AbstractEventLoop, openings: Openings, agent_ref: Any, router: Router, exporter: Exporter,
     ) -> None:  # fmt: skip
-        super().__init__(loop, addresses, on_open)
+        super().__init__(loop, openings)
         self._agent = agent_ref
         self.router = router
         self._exporter = exporter

@@ -1,4 +1,4 @@
-"""The HTTP door of a host: etcd v2 and v3, metrics, health and version.
+"""The HTTP door of a host: etcd v2 and v3, metrics, health and version; the gRPC door hangs on it.
 
 The actor owns the listening sockets; a request becomes an ask to the brain and the reply
 is written when it comes.  Nothing is decided here, and nothing blocks.
@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from actors.raft_messages import BrainUp, Query
@@ -25,7 +27,8 @@ from .feed import Feed
 from .http import HttpServer, Request
 from .members import number_of
 from .v2_door import COUNTERS, AdminRequest, KeysRequest
-from .v3_door import STREAMS, V3Request
+from .v3_door import V3Request
+from .v3_messages import STREAMS
 from .v3json import lean
 
 logger = logging.getLogger("argosy.door")
@@ -45,19 +48,25 @@ STREAMED = frozenset(version + path for version in ("/v3", "/v3beta") for path i
 _ADMIN = ("/v2/machines", "/v2/members", "/v2/stats", "/v2/auth")
 
 
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """Where a host's doors are, and who is told once that both are open, or why they are not."""
+
+    http: list[tuple[str, int]]
+    grpc: list[tuple[str, int]]
+    on_open: Callable[[BaseException | None], None]
+
+
 class Doors(Actor):
     """The listening sockets of a host's HTTP door; what answers is the subclass's."""
 
     server: HttpServer
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]],
-        on_open: Callable[[BaseException | None], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, loop: asyncio.AbstractEventLoop, openings: Openings) -> None:
         super().__init__()
         self._loop = loop
-        self._addresses = addresses
-        self._on_open = on_open
+        self._openings = openings
+        self._on_open = openings.on_open
         self._task: Any = None
 
     def on_start(self) -> None:
@@ -65,7 +74,7 @@ class Doors(Actor):
         self._task = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
-        for host, port in self._addresses:
+        for host, port in self._openings.http:
             for attempt in range(20):
                 try:
                     await self.server.listen(host, port)
@@ -75,7 +84,11 @@ class Doors(Actor):
                         self._on_open(OSError(f"the HTTP door {host}:{port} cannot be opened: {error.strerror}"))
                         return
                     await asyncio.sleep(0.1)  # a former life's socket is about to close
-        self._on_open(None)
+        # a tenth of a second to load, in which this host has others to answer
+        await self._loop.run_in_executor(None, import_module, f"{__package__}.grpc_door")
+        from .grpc_door import GrpcDoor
+
+        self.system.spawn(GrpcDoor, self._loop, self._openings.grpc, self.server, self._on_open, name="grpc", parent=self)
 
     def on_stop(self) -> None:
         """Close the doors."""
@@ -96,11 +109,11 @@ class Gateway(Doors):
     hash_password = staticmethod(hash_password)
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], cluster: str, secure: bool,
-        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None], control: Any = None,
+        self, loop: asyncio.AbstractEventLoop, openings: Openings, cluster: str, secure: bool,
+        raft_ref: Any, exporter: Exporter, control: Any = None,
     ) -> None:  # fmt: skip
         """``control``: whom operators ask; None where only the brain runs, which has no doors of the fleet."""
-        super().__init__(loop, addresses, on_open)
+        super().__init__(loop, openings)
         self.control = control
         self._raft = raft_ref
         self._exporter = exporter

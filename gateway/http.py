@@ -17,6 +17,8 @@ from typing import Any
 
 import httptools
 
+from .splice import PREFACE, Splice
+
 logger = logging.getLogger("argosy.http")
 
 #: Largest request body, in bytes (etcd's limit for forms).
@@ -212,6 +214,8 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._active: Request | None = None
         self._refused = False
+        self._first = b""  # what may become the preface of HTTP/2
+        self._splice: Splice | None = None
         self.full = False
 
     # asyncio
@@ -225,6 +229,17 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._splice is not None:
+            self._splice.take(data)
+            return
+        if self._request is None and self._server.http2:
+            data, self._first = self._first + data, b""
+            if data.startswith(PREFACE[: len(data)]):
+                if len(data) < len(PREFACE):
+                    self._first = data
+                else:
+                    self._pass_on(data)
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -236,16 +251,27 @@ class _Connection(asyncio.Protocol):
             else:
                 self._refuse(400, f"not HTTP/1.1: {error}")
 
+    def _pass_on(self, data: bytes) -> None:
+        self._splice = Splice(self._transport)
+        self._splice.take(data)
+        self._splice.open(asyncio.get_running_loop(), self._server.http2)
+
     def pause_writing(self) -> None:
         self.full = True
+        if self._splice is not None:
+            self._splice.wait(True)
 
     def resume_writing(self) -> None:
         self.full = False
+        if self._splice is not None:
+            self._splice.wait(False)
         if self._active is not None and self._active.on_drain is not None:
             self._active.on_drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        if self._splice is not None:
+            self._splice.close()
         active, self._active = self._active, None
         if active is not None and active.on_close is not None:
             active.on_close()
@@ -444,6 +470,8 @@ class HttpServer:
         self.streams = streams
         self.connections: set[_Connection] = set()
         self.cut_off = 0
+        #: Where connections that begin with HTTP/2 go on: an abstract Unix address; none: they are refused.
+        self.http2 = ""
         self._servers: list[asyncio.AbstractServer] = []
 
     def take(self, request: Request) -> None:

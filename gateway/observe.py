@@ -224,6 +224,23 @@ def door_families(company: Company) -> Iterable[Family]:
         door.server.cut_off
     )
     yield Family("gauge", "argosy_http_watches", "Watches of clients.").add(len(getattr(door, "feeds", ())))
+    yield from _grpc_families(company)
+
+
+def _grpc_families(company: Company) -> Iterable[Family]:
+    """Calls of the gRPC door, by the names that etcd's dashboards know."""
+    ref = company.system.find("grpc")
+    if ref is None:
+        return
+    door: Any = ref._mailbox.actor  # noqa: SLF001 - read only, at scrape
+    started = Family("counter", "grpc_server_started", "Calls that began.", ("grpc_service", "grpc_method"))
+    for name, count in sorted(door.started.items()):
+        started.add(count, *name)
+    handled = Family("counter", "grpc_server_handled", "Calls that ended.", ("grpc_service", "grpc_method", "grpc_code"))
+    for key, count in sorted(door.handled.items()):
+        handled.add(count, *key)
+    yield started
+    yield handled
 
 
 def agent_families(company: Company) -> Iterable[Family]:

@@ -9,7 +9,8 @@ from brain import auth
 from brain.kv import Found, Options, Pair
 from brain.store import OWN_PREFIX, Event, Item, StoreError
 
-from .v3json import COMPARED, PERMISSION, RESULT, TARGET, b64, lean
+from .v3_messages import COMPARED, PERMISSION, RESULT, TARGET
+from .v3json import b64, lean
 
 #: Largest request, in bytes of its JSON body (etcd's default is 1.5 MiB of protobuf).
 REQUEST_BYTES_MAX = 3 * 1024 * 1024

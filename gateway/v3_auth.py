@@ -9,7 +9,8 @@ from typing import Any
 from . import v3
 from .v3 import V3Error, auth_error
 from .v3_call import Call, Message, Then
-from .v3json import PERMISSION, lean
+from .v3_messages import PERMISSION
+from .v3json import lean
 
 
 def _auth(call: Call, verb: str, arguments: dict[str, Any], then: Then | None = None) -> None:
@@ -47,7 +48,8 @@ def authenticate(call: Call, m: Message) -> None:
 
 
 def _hashed(call: Call, m: Message, then: Callable[[str], None]) -> None:
-    if m["options"] is not None and m["options"]["no_password"]:
+    options = m.get("options")
+    if options is not None and options["no_password"]:
         then("none")
         return
 

@@ -14,7 +14,8 @@ from . import members, v3
 from .members import MemberError
 from .v3 import V3Error
 from .v3_call import Call, Message
-from .v3json import ALARM_ACTION, b64, lean
+from .v3_messages import ALARM_ACTION
+from .v3json import b64, lean
 
 # -- members --------------------------------------------------------------------------------------
 

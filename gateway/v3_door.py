@@ -18,6 +18,7 @@ from . import v3, v3_auth, v3_cluster
 from .members import MemberError
 from .v3 import V3Error, auth_error
 from .v3_call import Call
+from .v3_messages import BY_PATH, STREAMS
 from .v3_services import Campaign, Observe, leader_of
 from .v3_stream import KeepAlives, Messages, OpenMessages
 from .v3_watch import WatchStream
@@ -46,20 +47,21 @@ class V3Request(Call):
             except V3Error as error:
                 self.refuse(error)
 
-    def _run(self, path: str, schema: str, method: Callable[..., None], admin: bool) -> None:
+    def _run(self, path: str, method: Callable[..., None], admin: bool) -> None:
         """``method`` gets the message, or all of them."""
+        asked = BY_PATH[ALIASES.get(path, path)].request
         if self.request.open:
             self._admit(path, admin)
-            method(self, OpenMessages(self, schema))
+            method(self, OpenMessages(self, asked))
             return
         if len(self.request.body) > v3.REQUEST_BYTES_MAX:
             raise V3Error(*v3.ERRORS["too_large"])
-        messages = [read(schema, document) for document in documents(self.request.body, path in STREAMS)]
+        messages = [read(asked, document) for document in documents(self.request.body, path in STREAMS)]
         self._admit(path, admin)
         if path in STREAMS:
             method(self, Messages(messages))
         else:
-            method(self, messages[0] if messages else read(schema, {}))
+            method(self, messages[0] if messages else read(asked, {}))
 
     def _admit(self, path: str, admin: bool) -> None:
         if path not in NAMELESS:
@@ -241,8 +243,8 @@ class V3Request(Call):
 
     def proclaim(self, m: dict[str, Any]) -> None:
         """``/election/proclaim``: another value, while still elected."""
-        leader = m["leader"] or read("leader", {})
-        put = v3.put_of({**read("put", {}), "key": leader["key"], "value": m["value"], "lease": leader["lease"]})
+        leader = m["leader"] or read("LeaderKey", {})
+        put = v3.put_of({**read("PutRequest", {}), "key": leader["key"], "value": m["value"], "lease": leader["lease"]})
         self.need(auth.WRITE, put[1])
 
         def done(result: Any) -> None:
@@ -272,7 +274,7 @@ class V3Request(Call):
 
     def resign(self, m: dict[str, Any]) -> None:
         """``/election/resign``."""
-        leader = m["leader"] or read("leader", {})
+        leader = m["leader"] or read("LeaderKey", {})
         key = v3.need_key(leader["key"])
         self.need(auth.WRITE, key)
         held = [[key, "create", "=", leader["rev"]]]
@@ -288,60 +290,58 @@ def _puts(steps: list[Any]) -> bool:
     return any(step[0] == "put" or (step[0] == "txn" and (_puts(step[2]) or _puts(step[3]))) for step in steps)
 
 
-#: Path below /v3 -> (schema, method, whether only root may).
-PATHS: dict[str, tuple[str, Any, bool]] = {
-    "/kv/range": ("range", V3Request.range, False),
-    "/kv/put": ("put", V3Request.put, False),
-    "/kv/deleterange": ("delete_range", V3Request.delete, False),
-    "/kv/txn": ("txn", V3Request.txn, False),
-    "/kv/compaction": ("compaction", V3Request.compaction, False),
-    "/watch": ("watch", V3Request.watch, False),
-    "/lease/grant": ("lease_grant", V3Request.lease_grant, False),
-    "/lease/revoke": ("lease", V3Request.lease_revoke, False),
-    "/kv/lease/revoke": ("lease", V3Request.lease_revoke, False),
-    "/lease/keepalive": ("lease", V3Request.lease_keepalive, False),
-    "/lease/timetolive": ("lease", V3Request.lease_time_to_live, False),
-    "/kv/lease/timetolive": ("lease", V3Request.lease_time_to_live, False),
-    "/lease/leases": ("none", V3Request.lease_leases, False),
-    "/kv/lease/leases": ("none", V3Request.lease_leases, False),
-    "/lock/lock": ("lock", V3Request.lock, False),
-    "/lock/unlock": ("unlock", V3Request.unlock, False),
-    "/election/campaign": ("campaign", V3Request.campaign, False),
-    "/election/proclaim": ("proclaim", V3Request.proclaim, False),
-    "/election/leader": ("leader", V3Request.leader, False),
-    "/election/observe": ("leader", V3Request.observe, False),
-    "/election/resign": ("proclaim", V3Request.resign, False),
-    "/cluster/member/list": ("none", v3_cluster.member_list, False),
-    "/cluster/member/add": ("member_add", v3_cluster.member_add, True),
-    "/cluster/member/remove": ("member", v3_cluster.member_remove, True),
-    "/cluster/member/update": ("member", v3_cluster.member_update, True),
-    "/cluster/member/promote": ("member", v3_cluster.member_promote, True),
-    "/maintenance/status": ("none", v3_cluster.status, False),
-    "/maintenance/alarm": ("alarm", v3_cluster.alarm, True),
-    "/maintenance/defragment": ("none", v3_cluster.defragment, True),
-    "/maintenance/hash": ("none", v3_cluster.hash_all, True),
-    "/maintenance/hashkv": ("hashkv", v3_cluster.hash_kv, True),
-    "/maintenance/snapshot": ("none", v3_cluster.snapshot, True),
-    "/maintenance/transfer-leadership": ("move", v3_cluster.transfer_leadership, True),
-    "/auth/enable": ("none", v3_auth.auth_enable, True),
-    "/auth/disable": ("none", v3_auth.auth_disable, True),
-    "/auth/status": ("none", v3_auth.auth_status, False),
-    "/auth/authenticate": ("authenticate", v3_auth.authenticate, False),
-    "/auth/user/add": ("user", v3_auth.user_add, True),
-    "/auth/user/get": ("user", v3_auth.user_get, False),
-    "/auth/user/list": ("none", v3_auth.user_list, True),
-    "/auth/user/delete": ("user", v3_auth.user_delete, True),
-    "/auth/user/changepw": ("user", v3_auth.user_password, True),
-    "/auth/user/grant": ("user_role", v3_auth.user_grant, True),
-    "/auth/user/revoke": ("user_role", v3_auth.user_revoke, True),
-    "/auth/role/add": ("role", v3_auth.role_add, True),
-    "/auth/role/get": ("role", v3_auth.role_get, False),
-    "/auth/role/list": ("none", v3_auth.role_list, True),
-    "/auth/role/delete": ("role", v3_auth.role_delete, True),
-    "/auth/role/grant": ("role", v3_auth.role_grant, True),
-    "/auth/role/revoke": ("role", v3_auth.role_revoke, True),
+#: Path below /v3 -> (method, whether only root may).
+PATHS: dict[str, tuple[Any, bool]] = {
+    "/kv/range": (V3Request.range, False),
+    "/kv/put": (V3Request.put, False),
+    "/kv/deleterange": (V3Request.delete, False),
+    "/kv/txn": (V3Request.txn, False),
+    "/kv/compaction": (V3Request.compaction, False),
+    "/watch": (V3Request.watch, False),
+    "/lease/grant": (V3Request.lease_grant, False),
+    "/lease/revoke": (V3Request.lease_revoke, False),
+    "/lease/keepalive": (V3Request.lease_keepalive, False),
+    "/lease/timetolive": (V3Request.lease_time_to_live, False),
+    "/lease/leases": (V3Request.lease_leases, False),
+    "/lock/lock": (V3Request.lock, False),
+    "/lock/unlock": (V3Request.unlock, False),
+    "/election/campaign": (V3Request.campaign, False),
+    "/election/proclaim": (V3Request.proclaim, False),
+    "/election/leader": (V3Request.leader, False),
+    "/election/observe": (V3Request.observe, False),
+    "/election/resign": (V3Request.resign, False),
+    "/cluster/member/list": (v3_cluster.member_list, False),
+    "/cluster/member/add": (v3_cluster.member_add, True),
+    "/cluster/member/remove": (v3_cluster.member_remove, True),
+    "/cluster/member/update": (v3_cluster.member_update, True),
+    "/cluster/member/promote": (v3_cluster.member_promote, True),
+    "/maintenance/status": (v3_cluster.status, False),
+    "/maintenance/alarm": (v3_cluster.alarm, True),
+    "/maintenance/defragment": (v3_cluster.defragment, True),
+    "/maintenance/hash": (v3_cluster.hash_all, True),
+    "/maintenance/hashkv": (v3_cluster.hash_kv, True),
+    "/maintenance/snapshot": (v3_cluster.snapshot, True),
+    "/maintenance/transfer-leadership": (v3_cluster.transfer_leadership, True),
+    "/auth/enable": (v3_auth.auth_enable, True),
+    "/auth/disable": (v3_auth.auth_disable, True),
+    "/auth/status": (v3_auth.auth_status, False),
+    "/auth/authenticate": (v3_auth.authenticate, False),
+    "/auth/user/add": (v3_auth.user_add, True),
+    "/auth/user/get": (v3_auth.user_get, False),
+    "/auth/user/list": (v3_auth.user_list, True),
+    "/auth/user/delete": (v3_auth.user_delete, True),
+    "/auth/user/changepw": (v3_auth.user_password, True),
+    "/auth/user/grant": (v3_auth.user_grant, True),
+    "/auth/user/revoke": (v3_auth.user_revoke, True),
+    "/auth/role/add": (v3_auth.role_add, True),
+    "/auth/role/get": (v3_auth.role_get, False),
+    "/auth/role/list": (v3_auth.role_list, True),
+    "/auth/role/delete": (v3_auth.role_delete, True),
+    "/auth/role/grant": (v3_auth.role_grant, True),
+    "/auth/role/revoke": (v3_auth.role_revoke, True),
 }
-#: Paths that take several messages in one request.
-STREAMS = frozenset({"/watch", "/lease/keepalive"})
+#: Older spellings that etcd 3.4 still takes.
+ALIASES = {f"/kv{path}": path for path in ("/lease/revoke", "/lease/timetolive", "/lease/leases")}
+PATHS |= {alias: PATHS[path] for alias, path in ALIASES.items()}
 #: Paths that need no name while authentication is on.
 NAMELESS = frozenset({"/auth/authenticate", "/auth/status"})

@@ -121,10 +121,10 @@ class Messages:
 class OpenMessages(Messages):
     """The messages of a body that may still grow."""
 
-    def __init__(self, call: Call, schema: str) -> None:
+    def __init__(self, call: Call, message: str) -> None:
         super().__init__()
         self._call = call
-        self._schema = schema
+        self._message = message
         self._splitter = Splitter()
         self._ended = False
         self._failure: V3Error | None = None
@@ -156,7 +156,7 @@ class OpenMessages(Messages):
         self._taken += 1
         if self.resting:
             self._call.door.after(0, self._rested)
-        return read(self._schema, documents(document, False)[0])
+        return read(self._message, documents(document, False)[0])
 
     def _rested(self) -> None:
         self._taken = 0

@@ -1,4 +1,4 @@
-"""The JSON of etcd's v3 gateway: what may come in, by schema, and how answers are spelt.
+"""The JSON of etcd's v3 gateway: what may come in, by message, and how answers are spelt.
 
 Bytes are base64, 64-bit numbers are texts going out and texts or numbers coming in, fields
 have their snake_case name going out and either spelling coming in, and whatever is zero or
@@ -11,9 +11,10 @@ import base64
 import binascii
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from .v2 import dumps
+from .v3_messages import MESSAGES, Enum, Many, Small, Unsigned
 
 #: How deep a request may nest.
 JSON_DEPTH_MAX = 32
@@ -25,78 +26,10 @@ class BadMessage(ValueError):
     """The body is not the message that this path takes."""
 
 
-class Enum(NamedTuple):
-    """Names of an enumeration, by number; in a message there may be other numbers."""
-
-    names: tuple[str, ...]
-
-    def name(self, number: int) -> str:
-        """The name of a number; empty for one that has none."""
-        return self.names[number] if 0 <= number < len(self.names) else ""
-
-
-class Many(NamedTuple):
-    """A list of another kind; a text names a schema."""
-
-    of: Any
-
-
-Schema = dict[str, Any]
-#: A number of 64 bits without a sign: the ids of members.
-UNSIGNED = "unsigned"
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
-ORDER = Enum(("NONE", "ASCEND", "DESCEND"))
-TARGET = Enum(("KEY", "VERSION", "CREATE", "MOD", "VALUE"))
-RESULT = Enum(("EQUAL", "GREATER", "LESS", "NOT_EQUAL"))
-COMPARED = Enum(("VERSION", "CREATE", "MOD", "VALUE", "LEASE"))
-FILTER = Enum(("NOPUT", "NODELETE"))
-PERMISSION = Enum(("READ", "WRITE", "READWRITE"))
-ALARM_ACTION = Enum(("GET", "ACTIVATE", "DEACTIVATE"))
-ALARM = Enum(("NONE", "NOSPACE", "CORRUPT"))
-
-SCHEMAS: dict[str, Schema] = {
-    "range": {
-        "key": bytes, "range_end": bytes, "limit": int, "revision": int, "sort_order": ORDER,
-        "sort_target": TARGET, "serializable": bool, "keys_only": bool, "count_only": bool,
-        "min_mod_revision": int, "max_mod_revision": int, "min_create_revision": int,
-        "max_create_revision": int,
-    },
-    "put": {"key": bytes, "value": bytes, "lease": int, "prev_kv": bool, "ignore_value": bool,
-            "ignore_lease": bool},
-    "delete_range": {"key": bytes, "range_end": bytes, "prev_kv": bool},
-    "compare": {"result": RESULT, "target": COMPARED, "key": bytes, "version": int,
-                "create_revision": int, "mod_revision": int, "value": bytes, "lease": int,
-                "range_end": bytes},
-    "op": {"request_range": "range", "request_put": "put", "request_delete_range": "delete_range",
-           "request_txn": "txn"},
-    "txn": {"compare": Many("compare"), "success": Many("op"), "failure": Many("op")},
-    "compaction": {"revision": int, "physical": bool},
-    "watch": {"create_request": "watch_create", "cancel_request": "watch_cancel",
-              "progress_request": "none"},
-    "watch_create": {"key": bytes, "range_end": bytes, "start_revision": int, "progress_notify": bool,
-                     "filters": Many(FILTER), "prev_kv": bool, "watch_id": int, "fragment": bool},
-    "watch_cancel": {"watch_id": int},
-    "none": {},
-    "lease_grant": {"TTL": int, "ID": int},
-    "lease": {"ID": int, "keys": bool},
-    "member_add": {"peerURLs": Many(str), "isLearner": bool},
-    "member": {"ID": UNSIGNED, "peerURLs": Many(str)},
-    "alarm": {"action": ALARM_ACTION, "memberID": UNSIGNED, "alarm": ALARM},
-    "hashkv": {"revision": int},
-    "move": {"targetID": UNSIGNED},
-    "authenticate": {"name": str, "password": str},
-    "user": {"name": str, "password": str, "options": "user_options"},
-    "user_options": {"no_password": bool},
-    "user_role": {"user": str, "name": str, "role": str},
-    "role": {"name": str, "role": str, "perm": "permission", "key": bytes, "range_end": bytes},
-    "permission": {"permType": PERMISSION, "key": bytes, "range_end": bytes},
-    "lock": {"name": bytes, "lease": int},
-    "unlock": {"key": bytes},
-    "campaign": {"name": bytes, "lease": int, "value": bytes},
-    "leader": {"name": bytes, "key": bytes, "rev": int, "lease": int},
-    "proclaim": {"leader": "leader", "value": bytes},
-}  # fmt: skip
-_ZERO = {bytes: b"", int: 0, bool: False, str: ""}
+_ZERO = {bytes: b"", int: 0, Unsigned: 0, Small: 0, bool: False, str: ""}
+#: Numbers by kind: the least, and the first that is too large.
+_BOUNDS = {int: (-(2**63), 2**63), Unsigned: (0, 2**64), Small: (0, 2**32)}
 
 
 def _camel(name: str) -> str:
@@ -105,9 +38,10 @@ def _camel(name: str) -> str:
 
 
 _NAMES: dict[str, dict[str, str]] = {
-    schema: {spelling: field for field in fields for spelling in (field, _camel(field))}
-    for schema, fields in SCHEMAS.items()
+    message: {spelling: field for field in fields for spelling in (field, _camel(field))}
+    for message, fields in MESSAGES.items()
 }
+_KINDS = {message: {field: kind for field, (_, kind) in fields.items()} for message, fields in MESSAGES.items()}
 
 
 def documents(body: bytes, several: bool) -> list[Any]:
@@ -135,50 +69,57 @@ def documents(body: bytes, several: bool) -> list[Any]:
             raise BadMessage(f"documents_max: {DOCUMENTS_MAX} documents in a body of known length")
 
 
-def read(schema: str, value: Any, depth: int = 0) -> dict[str, Any]:
-    """A message by its schema: every field is there, zero where it was not given.
+def read(message: str, value: Any) -> dict[str, Any]:
+    """A message by its name: every field is there, zero where it was not given.
 
     A nested message that was not given is None.  Raises :class:`BadMessage`.
     """
+    return _read(message, value, 0, True)
+
+
+def read_given(message: str, value: Any) -> dict[str, Any]:
+    """As :func:`read`, but only the fields that were given."""
+    return _read(message, value, 0, False)
+
+
+def _read(message: str, value: Any, depth: int, whole: bool) -> dict[str, Any]:
     if depth > JSON_DEPTH_MAX:
         raise BadMessage(f"the message nests deeper than {JSON_DEPTH_MAX}")
     if value is None:
         value = {}
     if type(value) is not dict:
-        raise BadMessage(f"a {schema} message is an object, not {json.dumps(value)[:40]}")
-    fields, names = SCHEMAS[schema], _NAMES[schema]
-    out = {name: _zero(kind) for name, kind in fields.items()}
-    out["given"] = set()
+        raise BadMessage(f"a {message} message is an object, not {json.dumps(value)[:40]}")
+    kinds, names = _KINDS[message], _NAMES[message]
+    out = {name: _zero(kind) for name, kind in kinds.items()} if whole else {}
     for spelling, given in value.items():
         name = names.get(spelling)
         if name is None or given is None:
             continue
-        out[name] = _field(name, fields[name], given, depth)
-        out["given"].add(name)
+        out[name] = _field(name, kinds[name], given, depth, whole)
     return out
 
 
 def _zero(kind: Any) -> Any:
     if isinstance(kind, Many):
         return []
-    if kind is UNSIGNED or isinstance(kind, Enum):
+    if isinstance(kind, Enum):
         return 0
     return None if isinstance(kind, str) else _ZERO[kind]
 
 
-def _field(name: str, kind: Any, given: Any, depth: int) -> Any:
-    if isinstance(kind, str) and kind is not UNSIGNED:
-        return read(kind, given, depth + 1)
+def _field(name: str, kind: Any, given: Any, depth: int, whole: bool) -> Any:
+    if kind is bytes:
+        return _bytes(name, given)
+    if kind in _BOUNDS:
+        return _int(name, kind, given)
+    if isinstance(kind, str):
+        return _read(kind, given, depth + 1, whole)
     if isinstance(kind, Many):
         if type(given) is not list:
             raise BadMessage(f"{name} is a list, not {json.dumps(given)[:40]}")
-        return [_field(name, kind.of, item, depth) for item in given]
+        return [_field(name, kind.of, item, depth, whole) for item in given]
     if isinstance(kind, Enum):
         return _enum(name, kind, given)
-    if kind is bytes:
-        return _bytes(name, given)
-    if kind is int or kind is UNSIGNED:
-        return _int(name, kind, given)
     if type(given) is not kind:
         raise BadMessage(f"{name} is a {kind.__name__}, not {json.dumps(given)[:40]}")
     if kind is str:
@@ -212,7 +153,7 @@ def _bytes(name: str, given: Any) -> bytes:
 def _int(name: str, kind: Any, given: Any) -> int:
     if type(given) is str:
         given = int(given) if _NUMBER.fullmatch(given) else None
-    low, high = (0, 2**64) if kind is UNSIGNED else (-(2**63), 2**63)
+    low, high = _BOUNDS[kind]
     if type(given) is not int or not low <= given < high:
         raise BadMessage(f"{name} is a whole number from {low} to {high - 1}")
     return given

@@ -1,6 +1,6 @@
-"""Debian's ``etcdctl`` with version 2 of the API: runs lines of a scenario and compares what it says.
+"""Debian's ``etcdctl``, with version 2 of the API over HTTP or version 3 over gRPC: runs lines of a scenario.
 
-Exit status, standard output and standard error must be the same after :func:`normal`.
+Exit status, standard output and standard error must be the same after :func:`normal` or :func:`normal3`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,21 @@ class Said:
 class Etcdctl:
     """``etcdctl`` at one server, for one scenario."""
 
+    api = "2"
+
     def __init__(self, server: Server, folder: str) -> None:
         self.server = server
         self.folder = folder
-        self.base = server.v2_index(folder)
+        self.base = self.revision()
         self._program = debian_program("etcdctl")
+
+    def revision(self) -> int:
+        """Where the store is."""
+        return self.server.v2_index(self.folder)
+
+    def normal(self, text: str, line: str) -> str:
+        """What must be the same."""
+        return normal(text, self, line)
 
     def words(self, line: str) -> list[str]:
         """A line as arguments for this server."""
@@ -46,7 +56,7 @@ class Etcdctl:
     def command(self, line: str) -> tuple[list[str], dict[str, str]]:
         """Command line and environment."""
         words = [str(self._program), "--endpoints", self.server.url, *self.words(line)]
-        return words, {**plain_variables(), "ETCDCTL_API": "2"}
+        return words, {**plain_variables(), "ETCDCTL_API": self.api}
 
     def run(self, line: str) -> Said:
         """Run a line to its end."""
@@ -54,12 +64,45 @@ class Etcdctl:
         command, variables = self.command(rest)
         try:
             done = subprocess.run(
-                command, env=variables, input=stdin + "\n" if bar else "", capture_output=True, text=True,
+                command, env=variables, input=stdin.replace("\\n", "\n") + "\n" if bar else "", capture_output=True, text=True,
                 timeout=COMMAND_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as late:
             return Said(999, str(late.stdout or ""), f"not done within {COMMAND_S:g} s: {late.stderr!r}")
         return Said(done.returncode, done.stdout, done.stderr)
+
+
+class Etcdctl3(Etcdctl):
+    """The same with version 3 of the API, over gRPC at the client port.
+
+    In a line ``{rev}`` is the revision of the store, ``{lease}`` the lease that was granted last.
+    """
+
+    api = "3"
+    lease = "0"
+
+    def revision(self) -> int:
+        """Where the store is."""
+        return int(self.server.v3("maintenance/status", {}).json()["header"]["revision"])
+
+    def words(self, line: str) -> list[str]:
+        """A line as arguments for this server."""
+        if "{rev}" in line:
+            line = line.replace("{rev}", str(self.revision()))
+        line = line.replace("{lease}", self.lease)
+        return [word.replace("@", self.folder) for word in shlex.split(line)]
+
+    def run(self, line: str) -> Said:
+        """Run a line to its end, and remember a lease that it granted."""
+        said = super().run(line)
+        granted = re.search(r"lease ([0-9a-f]+) granted", said.stdout)
+        if granted:
+            self.lease = granted[1]
+        return said
+
+    def normal(self, text: str, line: str) -> str:
+        """What must be the same."""
+        return normal3(text, self)
 
 
 def normal(text: str, etcdctl: Etcdctl, line: str) -> str:
@@ -102,14 +145,31 @@ def differing(theirs: Etcdctl, ours: Etcdctl, lines: list[str]) -> Iterator[str]
         one, other = theirs.run(line), ours.run(line)
         for what, there, here in (
             ("status", str(one.status), str(other.status)),
-            ("stdout", normal(one.stdout, theirs, line), normal(other.stdout, ours, line)),
-            ("stderr", normal(one.stderr, theirs, line), normal(other.stderr, ours, line)),
+            ("stdout", theirs.normal(one.stdout, line), ours.normal(other.stdout, line)),
+            ("stderr", theirs.normal(one.stderr, line), ours.normal(other.stderr, line)),
         ):
             if there != here:
                 yield f"etcdctl {line}\n    {what}: etcd {there!r}\n    {' ' * len(what)}  ours {here!r}"
 
 
-def both(pair: Pair, name: str) -> tuple[Etcdctl, Etcdctl]:
+def normal3(text: str, etcdctl: Etcdctl) -> str:
+    """As :func:`normal`, for version 3: revisions count from the start of the scenario."""
+
+    def counted(match: re.Match[str]) -> str:
+        return f"{match[1]}{compare.counted(int(match[2]), etcdctl.base)}"
+
+    text = re.sub(r"client-[0-9a-f-]{36}", "CLIENT", text)
+    text = re.sub(r"(http://)?127\.0\.0\.1:\d+", "ADDRESS", text)
+    text = re.sub(r"\b(?:[0-9a-f]{12,16}|\d{16,20})\b", "ID", text)  # in hexadecimal, and in decimal
+    text = re.sub(r"\[?\d{4}-\d\d-\d\dT[\d:.]+Z?\]?|\"ts\":[\d.]+", "TIME", text)
+    text = re.sub(r"took = [\d.]+[mµn]?s", "took = TIME", text)
+    text = re.sub(r'((?:[Rr]evision"? ?:? ?|"rev":))(\d+)', counted, text)
+    text = re.sub(r'("raft_term"|"RaftTerm" ?|"raftTerm") ?: ?\d+', r"\1:N", text)
+    text = re.sub(r"(remaining\()(\d+)(?=s\))", lambda m: m[1] + compare.about(int(m[2])), text)
+    return re.sub(r'("ttl":)(\d+)', lambda m: m[1] + compare.about(int(m[2])), text)
+
+
+def both(pair: Pair, name: str, kind: type[Etcdctl] = Etcdctl) -> tuple[Etcdctl, Etcdctl]:
     """``etcdctl`` at both servers, for one scenario."""
-    folder = f"/ctl-{re.sub(r'[^a-z]', '-', name)}"
-    return Etcdctl(pair.theirs, folder), Etcdctl(pair.ours, folder)
+    folder = f"/ctl{kind.api}-{re.sub(r'[^a-z]', '-', name)}"
+    return kind(pair.theirs, folder), kind(pair.ours, folder)

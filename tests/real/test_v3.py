@@ -28,7 +28,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import local
-from gateway.v3_door import PATHS, STREAMS
+from gateway.v3_door import PATHS
+from gateway.v3_messages import STREAMS
 from gateway.v3_stream import Splitter
 from gateway.v3json import documents
 
