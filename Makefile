@@ -11,6 +11,8 @@ ENGINE ?=
 PICTURE_DIR ?= .argosy/demo$(if $(ENGINE),-containers)
 PACKAGES := actors brain cli fleet gateway kernel metrics runners transport
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Compiled modules are kept, whatever the surroundings say: a host would compile itself at every start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-update test check bench bench-fleet soak clean debian-demo debian-test wheel
 

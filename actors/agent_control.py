@@ -10,7 +10,8 @@ from kernel.actor import handles
 
 from .agent import Agent
 from .brain_client import MACHINES
-from .control import MIRRORED, Command, Control
+from .command import Command
+from .control import MIRRORED, Control
 
 #: What a machine answers for itself.
 _HERE = frozenset({"version", "authority", "actor.tell", "actor.ask", "actor.kill"})

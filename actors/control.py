@@ -18,7 +18,6 @@ from fleet import names, syntax
 from kernel.actor import handles
 from kernel.mailbox import Promise
 from kernel.ports import Ports
-from transport.codec import wire
 from transport.router import FromAgent, FromClient, Router
 
 from .brain_client import (
@@ -35,20 +34,12 @@ from .brain_client import (
     UPDATES,
     BrainActor,
 )
+from .command import Command
 from .raft_messages import (
     TIMED_OUT,
     BrainError,
     Query,
 )
-
-
-@wire(30)
-@dataclass(frozen=True, slots=True)
-class Command:
-    """Ask: carry out an operator's verb.  Answer: plain data for the terminal."""
-
-    verb: str
-    args: dict[str, Any]
 
 
 class BadRequest(Exception):

@@ -35,7 +35,7 @@ from .brain_client import (
     UPDATES,
     BrainActor,
 )
-from .control import Command
+from .command import Command
 from .lock_manager import Acquire, Release, SetPhase
 from .machine import Identity
 from .picture import metadata, orders

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from actors.control import Command
+from actors.command import Command
 from actors.raft_peer import TICK_S, PeerSettings
 from brain.kv import HISTORY_AGE_MS_MIN
 from brain.raft import Settings

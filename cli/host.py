@@ -21,8 +21,9 @@ from typing import Any
 
 import uvloop
 
+from actors.command import Command
 from actors.company import LIMIT, Company, boot, boot_agent, boot_brain, founding_snapshot
-from actors.control import Authority, Command
+from actors.control import Authority
 from actors.desk import is_known
 from actors.machine import Identity
 from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadership
@@ -162,10 +163,12 @@ def _container_endpoint(config: HostConfig, doors: list[tuple[str, int]]) -> str
 
 def found_cluster(config: HostConfig, folder: Path) -> Membership:
     """``--bootstrap``: a new cluster with this host as its only voter."""
+    from transport import ca
+
     machine, cluster = secrets.token_hex(16), secrets.token_hex(16)
-    certificate, key = tls.make_authority(cluster)
+    certificate, key = ca.make_authority(cluster)
     identity_dir = folder / "identity"
-    tls.save(identity_dir, tls.issue(certificate, key, machine, "machine"))
+    tls.save(identity_dir, ca.issue(certificate, key, machine, "machine"))
     tls.write_private(identity_dir / "ca.key", key)
     endpoint = f"http://{config.client[0]}" if config.client else ""
     members = {machine: (config.name, config.transport, endpoint)}
@@ -186,8 +189,10 @@ def write_founding(folder: Path, members: dict[str, tuple[str, str, str]], voter
 
 def write_context(folder: Path, endpoints: list[str], authority: bytes, key: bytes) -> Path:
     """An administrator's context: endpoints, authority, client certificate and key."""
+    from transport import ca
+
     admin = folder / "admin"
-    tls.save(admin, tls.issue(authority, key, "administrator", "client"))
+    tls.save(admin, ca.issue(authority, key, "administrator", "client"))
     path = folder / "context.toml"
     listed = ", ".join(json.dumps(e) for e in endpoints)
     text = (
@@ -200,6 +205,8 @@ def write_context(folder: Path, endpoints: list[str], authority: bytes, key: byt
 
 def join_cluster(config: HostConfig, folder: Path) -> Membership:
     """``--join`` with ``--token``: get a certificate from a member, pinned by the token."""
+    from transport import ca
+
     ident, _, rest = config.token.partition(".")
     secret, _, pin = rest.partition(".")
     if not (ident and secret and len(pin) == 64):
@@ -214,7 +221,7 @@ def join_cluster(config: HostConfig, folder: Path) -> Membership:
         if tls.fingerprint(authority) != pin:
             raise HostError("--token: the cluster at --join is not the one this token is for")
         tls.write_private(identity_dir / "ca.crt", authority)
-        request, key = tls.make_request()
+        request, key = ca.make_request()
         machine = secrets.token_hex(16)
         guest = Client(config.join, Credentials(identity_dir / "ca.crt"), guest=True)
         welcome = guest.ask(
@@ -246,7 +253,13 @@ def authority_of(folder: Path) -> Authority | None:
     if not key_path.exists():
         return Authority(certificate, None)
     key = key_path.read_bytes()
-    return Authority(certificate, lambda request, name, role: tls.sign(certificate, key, request, name, role))
+
+    def sign(request: bytes, name: str, role: str) -> bytes:
+        from transport import ca
+
+        return ca.sign(certificate, key, request, name, role)
+
+    return Authority(certificate, sign)
 
 
 def _server_of(gateway: Any) -> Any:

@@ -19,7 +19,7 @@ from runners import boot as launcher
 from runners.processes import DIRECTORY_VARIABLE, kill_marked
 from transport import tls
 
-from .host import Membership, write_context, write_founding
+from .session import default_context
 
 #: Machines one local cluster may have.
 MACHINES_MAX = 99
@@ -30,12 +30,6 @@ HTTP, GRPC, TRANSPORT = 4000, 2378, 7000
 
 class LocalError(Exception):
     """The local cluster cannot do that; the text says why."""
-
-
-def default_context() -> Path:
-    """Where a user's context lies unless told otherwise."""
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
-    return Path(base) / "argosy" / "context.toml"
 
 
 def create(folder: Path, machines: int, offset: int, engine: str = "", slots: bool = False) -> None:
@@ -57,9 +51,13 @@ def create(folder: Path, machines: int, offset: int, engine: str = "", slots: bo
                 f"{known['offset']}; use another --dir, or these numbers"
             )
         return
+    from transport import ca  # as a host that founds a cluster; whoever only watches one needs neither
+
+    from .host import Membership, write_context, write_founding
+
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     cluster = secrets.token_hex(16)
-    authority, key = tls.make_authority(cluster)
+    authority, key = ca.make_authority(cluster)
     ids = {n: secrets.token_hex(16) for n in range(1, machines + 1)}
     members = {
         ids[n]: (f"m{n}", f"127.0.0.1:{TRANSPORT + n + offset}", f"http://127.0.0.1:{HTTP + n + offset}")
@@ -71,7 +69,7 @@ def create(folder: Path, machines: int, offset: int, engine: str = "", slots: bo
         home.mkdir(mode=0o700, exist_ok=True)
         if slots:
             (home / "slots").mkdir(mode=0o700)
-        tls.save(home / "identity", tls.issue(authority, key, machine, "machine"))
+        tls.save(home / "identity", ca.issue(authority, key, machine, "machine"))
         tls.write_private(home / "identity" / "ca.key", key)
         write_founding(home, members, voters)
         Membership(machine, cluster, True).save(home)

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actors.control import Command
+from actors.command import Command
 from transport.client import Client, ClientTimeout, Credentials, UnreachableError
 from transport.router import RemoteError
-
-from .local import default_context
 
 FAILED, USAGE, UNREACHABLE, TIMED_OUT = 1, 2, 3, 4
 #: Seconds of a command's time that are kept to find out why there was no answer.
@@ -27,6 +25,12 @@ STATUS_OF = {
     "lock_machine": USAGE, "too_large": USAGE, "lease_ttl": USAGE, "BadRequest": USAGE,
     "no_leader": UNREACHABLE, "link_lost": UNREACHABLE, "timeout": TIMED_OUT, "AskTimeout": TIMED_OUT,
 }  # fmt: skip
+
+
+def default_context() -> Path:
+    """Where a user's context lies unless told otherwise."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return Path(base) / "argosy" / "context.toml"
 
 
 def die(text: str, status: int) -> NoReturn:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from actors.control import Command
+from actors.command import Command
 from fleet import names, syntax
 
 from .http import Request

@@ -13,6 +13,7 @@ import secrets
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -24,6 +25,7 @@ from kernel.actor import Actor
 from . import v3
 from .http import STREAM_BYTES_FULL, UNREAD_BYTES_MAX, HttpServer, Request
 from .protobuf import CLASSES, from_document, to_document
+from .splice import FAR
 from .v3_messages import SERVICES, STREAMED, STREAMS, Method
 
 logger = logging.getLogger("argosy.grpc")
@@ -299,8 +301,7 @@ class GrpcDoor(Actor):
         given = dict(context.invocation_metadata() or ())
         token = given.get("token") or given.get("authorization") or ""
         headers = {b"authorization": token.encode() if isinstance(token, str) else bytes(token)} if token else {}
-        local = context.peer().startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
-        return _Call(self._http, below + path, headers, local, path in STREAMED)
+        return _Call(self._http, below + path, headers, _is_local(context.peer()), path in STREAMED)
 
     async def _document(self, message: Message, context: Any) -> bytes:
         if message.ByteSize() > REQUEST_BYTES_MAX:
@@ -363,6 +364,12 @@ class GrpcDoor(Actor):
         finally:
             call.close()
         return CLASSES["HealthCheckResponse"](status=1 if call.status == 200 else 2)
+
+
+def _is_local(peer: str) -> bool:
+    """Whether a client is of this host, by its address as gRPC spells it."""
+    kind, _, where = unquote(peer).partition(":")
+    return FAR not in where if kind.startswith("unix") else where.startswith(("127.", "[::1]", "[::ffff:127."))
 
 
 def _spelt(code: Any) -> str:

@@ -254,7 +254,7 @@ class _Connection(asyncio.Protocol):
     def _pass_on(self, data: bytes) -> None:
         self._splice = Splice(self._transport)
         self._splice.take(data)
-        self._splice.open(asyncio.get_running_loop(), self._server.http2)
+        self._splice.open(asyncio.get_running_loop(), self._server.http2, self.local)
 
     def pause_writing(self) -> None:
         self.full = True

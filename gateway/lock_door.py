@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from actors.control import Command
+from actors.command import Command
 from brain import locks
 
 from .http import Request

@@ -6,11 +6,14 @@ Bytes are passed on as they come, and no faster than the other side takes them.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from typing import Any
 
 #: How every HTTP/2 connection begins (RFC 9113, section 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+#: In the address of a connection whose client is of another host.
+FAR = ".far."
 #: Bytes that wait for a side that is slow before the other one is not read any more.
 WAITING_BYTES_MAX = 1024 * 1024
 
@@ -24,11 +27,13 @@ class Splice(asyncio.Protocol):
         self._early = bytearray()
         self._closed = False
 
-    def open(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
-        """Connect to the gRPC door of this host."""
+    def open(self, loop: asyncio.AbstractEventLoop, address: str, local: bool) -> None:
+        """Connect to the gRPC door of this host; ``local``: the client is of this host, too."""
         inner = socket.socket(socket.AF_UNIX)
         inner.setblocking(False)
         try:
+            if not local:  # whoever else connects there is: an abstract address is of one host alone
+                inner.bind(f"{address}{FAR}{secrets.token_hex(8)}")
             inner.connect(address)
         except OSError:  # it ends, or more connections wait than it takes
             inner.close()

@@ -14,13 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import docker
-import docker.auth
-import docker.errors
-import docker.types
-import requests
-import urllib3
-
 T = TypeVar("T")
 #: Seconds for a question to the engine, for a signal, and for what it builds up or takes down.
 QUESTION_S_MAX = 10.0
@@ -32,8 +25,6 @@ PULL_SILENCE_S_MAX = 120.0
 IDLE_CLIENTS_MAX = 8
 #: Characters of what a health check said that are reported.
 HEALTH_DETAIL_CHARS_MAX = 200
-#: What may go wrong between us and the engine.
-BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 #: Labels: the run of a unit, and its step, that a container is.
 INVOCATION, STEP = "argosy.invocation", "argosy.step"
 
@@ -101,36 +92,45 @@ class Engine:
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
-        self._idle: list[docker.APIClient] = []
+        self._idle: list[Any] = []
         self._lock = threading.Lock()
 
     def call(self, seconds: float, work: Callable[[Any], T]) -> T:
         """``work(client)`` with a deadline for each answer."""
-        client: docker.APIClient | None = None
+        self._reach(seconds)
+        from . import docker_api  # now that there is an engine
+
+        client: Any = None
         try:
-            self._reach(seconds)
             with self._lock:
                 client = self._idle.pop() if self._idle else None
             if client is None:
-                client = docker.APIClient(base_url=self.base_url, version="auto", timeout=seconds)
+                client = docker_api.APIClient(base_url=self.base_url, version="auto", timeout=seconds)
             client.timeout = seconds
             out = work(client)
-        except docker.errors.APIError as error:
+        except docker_api.APIError as error:
             self._give_back(client)
             raise _refusal(error) from error
-        except (docker.errors.DockerException, *BROKEN) as error:
+        except (docker_api.DockerException, *docker_api.BROKEN) as error:
             if client is not None:
                 client.close()
-            raise EngineAway(f"the engine at {self.base_url} does not answer: {error}") from error
+            raise self._away(error) from error
         self._give_back(client)
         return out
 
+    def _away(self, error: Exception) -> EngineAway:
+        return EngineAway(f"the engine at {self.base_url} does not answer: {error}")
+
     def _reach(self, seconds: float) -> None:
         """The plain error of an engine that is not there, which the client wraps and leaks a socket for."""
-        if self.base_url.startswith("unix://"):
+        if not self.base_url.startswith("unix://"):
+            return
+        try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(seconds)
                 probe.connect(self.base_url.removeprefix("unix://"))
+        except OSError as error:
+            raise self._away(error) from error
 
     def _give_back(self, client: Any) -> None:
         with self._lock:
@@ -231,14 +231,16 @@ class Engine:
         """
         named = "@" in image or ":" in image.rsplit("/", 1)[-1]
         wanted = {"fromImage": image if named else f"{image}:latest"}
-        headers = {"X-Registry-Auth": docker.auth.encode_header(login).decode()} if login else {}
 
         def work(client: Any) -> None:
+            from .docker_api import CancellableStream, encode_header
+
+            headers = {"X-Registry-Auth": encode_header(login).decode()} if login else {}
             url = f"{client.base_url}/v{client.api_version}/images/create"
             response = client.post(
                 url, params=wanted, headers=headers, stream=True, timeout=PULL_SILENCE_S_MAX
             )
-            begun(docker.types.CancellableStream(iter(()), response))
+            begun(CancellableStream(iter(()), response))
             try:
                 if response.status_code >= 400:
                     raise Refused(str(response.json().get("message", response.reason)), response.status_code)
@@ -266,7 +268,7 @@ def finish(stream: Any) -> None:
     stream._response.close()
 
 
-def _refusal(error: docker.errors.APIError) -> Exception:
+def _refusal(error: Any) -> Exception:
     status = error.status_code or 0
     text = str(error.explanation or error)
     if status == 503:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .engine import BROKEN, QUESTION_S_MAX, Engine, Missing, Refused, finish, shut
+from .engine import QUESTION_S_MAX, Engine, Missing, Refused, finish, shut
 from .shim.log import LOG_BYTES_MAX, LOG_FILES_KEPT, Log
 
 #: Seconds of output whose lines are counted, to find the place again where it was left.
@@ -97,6 +97,8 @@ class Tail:
         except Refused as error:
             self.readable = isinstance(error, Missing) or error.status == 409
             return
+        from .docker_api import BROKEN
+
         with self._lock:
             self._stream = frames
             if self._closed:

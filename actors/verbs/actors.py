@@ -7,7 +7,8 @@ from typing import Any
 from kernel.mailbox import Promise
 
 from ..brain_client import ALIVE
-from ..control import BadRequest, Command, Control, Missing, verb
+from ..command import Command
+from ..control import BadRequest, Control, Missing, verb
 from ..lock_manager import LockStatus
 from ..raft_messages import Status, TransferLeadership
 

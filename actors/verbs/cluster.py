@@ -13,7 +13,8 @@ from kernel.mailbox import Promise
 from transport.tls import fingerprint
 
 from ..brain_client import AGENTS, ELECTORATE, TOKENS, to_json
-from ..control import BadRequest, Command, Control, Then, verb
+from ..command import Command
+from ..control import BadRequest, Control, Then, verb
 from ..electorate import size_of
 from ..raft_messages import ChangeConfig, Query, Save, Status, TransferLeadership
 

@@ -11,7 +11,8 @@ from fleet.release import ReleaseError
 from kernel.mailbox import Promise
 
 from ..brain_client import ALIVE, RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATE_POLICY, UPDATES, to_json
-from ..control import BadRequest, Command, Control, Failed, Missing, verb
+from ..command import Command
+from ..control import BadRequest, Control, Failed, Missing, verb
 from ..raft_messages import Range
 from ..updater import CHANNEL, ReadRecord, trust_key, verdict_of
 

@@ -9,7 +9,8 @@ from fleet import names
 from kernel.mailbox import Promise
 
 from ..brain_client import UNITS
-from ..control import BadRequest, Command, Control, Failed, Missing, Then, verb
+from ..command import Command
+from ..control import BadRequest, Control, Failed, Missing, Then, verb
 from ..sessions import WAIT_S_MAX
 from ..unit_messages import Enter, Exchange
 from ..wanted import Known

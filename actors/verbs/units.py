@@ -16,7 +16,8 @@ from fleet.spec import UnitSpec
 from kernel.mailbox import Promise
 
 from ..brain_client import MOVES, ROLLOUTS, TIMERS, UNITS, to_json
-from ..control import VERBS, BadRequest, Command, Control, Failed, Missing, Then, verb
+from ..command import Command
+from ..control import VERBS, BadRequest, Control, Failed, Missing, Then, verb
 from ..picture import placements
 from ..unit_messages import Reload
 from ..wanted import Known

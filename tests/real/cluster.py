@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -29,7 +29,7 @@ from transport.client import ClientTimeout
 from ..answers import Answer
 from ..waiting import PATIENCE_S, wait_until
 
-_LISTENED = (local.HTTP, local.TRANSPORT)
+_LISTENED = (local.HTTP, local.GRPC, local.TRANSPORT)
 #: Offsets keep every port below the range from which the system hands out free ones.
 _OFFSETS = [
     offset for offset in range(1000, 25_000, 20)
@@ -40,24 +40,21 @@ _OFFSETS = [
 
 @contextmanager
 def port_offset(machines: int = 3) -> Iterator[int]:
-    """An offset whose ports are free; a bound socket keeps other tests off it meanwhile."""
+    """An offset whose ports are free; bound sockets keep other tests off them meanwhile."""
     for offset in random.sample(_OFFSETS, len(_OFFSETS)):
-        guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            guard.bind(("127.0.0.1", local.HTTP + offset))
-            for base in _LISTENED:
-                for number in range(1, machines + 1):
+        ports = [base + number + offset for base in _LISTENED for number in range(1, machines + 1)]
+        with ExitStack() as guards:
+            try:
+                for block in sorted({port // 20 for port in ports}):  # of twenty ports, by datagrams, which nobody here uses
+                    guards.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).bind(("127.0.0.1", block * 20))
+                for port in ports:
                     with socket.socket() as probe:
                         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind(("127.0.0.1", base + number + offset))
-        except OSError:
-            guard.close()
-            continue
-        try:
+                        probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
             yield offset
-        finally:
-            guard.close()
-        return
+            return
     raise AssertionError("no free ports for a cluster")
 
 

@@ -77,10 +77,10 @@ def test_nobody_there_is_exit_3(tmp_path: Path) -> None:
 
 def test_a_context_of_another_cluster_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     """Wrong authority: named, exit 3."""
-    from transport import tls
+    from transport import ca, tls
 
-    authority, key = tls.make_authority("other")
-    tls.save(tmp_path / "id", tls.issue(authority, key, "administrator", "client"))
+    authority, key = ca.make_authority("other")
+    tls.save(tmp_path / "id", ca.issue(authority, key, "administrator", "client"))
     context = tmp_path / "context.toml"
     context.write_text(
         f'endpoints = ["{cluster.transport(1)}"]\nca = "{tmp_path}/id/ca.crt"\n'

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.brain_client import AGENTS, to_json
+from actors.command import Command
 from actors.company import Company, boot, boot_agent, founding_snapshot
-from actors.control import Command
 from actors.machine import LEASE_S, Identity
 from actors.raft_messages import ChangeConfig, Propose
 from actors.raft_peer import PeerSettings

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from actors.brain_client import UNITS
-from actors.control import Command
+from actors.command import Command
 from kernel.sim import World
 
 from .fleet import Fleet

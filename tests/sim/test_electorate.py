@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.control import Command
+from actors.command import Command
 from actors.raft_messages import ForwardedChange, Quarantine, ReadIndex, StateHash
 from brain.raft import Role
 from fleet.electorate import REPLACE_S

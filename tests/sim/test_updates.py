@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.brain_client import RELEASES, ROLLOUTS_OF_RELEASES, TRUST, UPDATES, to_json
-from actors.control import Command
+from actors.command import Command
 from actors.raft_messages import Propose
 from fleet import release
 from kernel.sim import Faults, World

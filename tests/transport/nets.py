@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from transport import tls
+from transport import ca, tls
 from transport.frames import FrameReader, frame
 from transport.handshake import GUEST, Hello
 from transport.tcp import CONTROL, TcpNet, _Link, _Peer
@@ -34,13 +34,13 @@ class Cluster:
     def __init__(self, folder: Path, name: str = "c1") -> None:
         self.name = name
         self.folder = folder / name
-        self.authority, self.key = tls.make_authority(name)
+        self.authority, self.key = ca.make_authority(name)
 
     def identity(self, name: str, role: str = "machine") -> Path:
         """The folder with a certificate for this name and role."""
         folder = self.folder / f"{role}-{name}"
         if not folder.exists():
-            tls.save(folder, tls.issue(self.authority, self.key, name, role))
+            tls.save(folder, ca.issue(self.authority, self.key, name, role))
         return folder
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from transport import tls
+from transport import ca, tls
 
 from .nets import Cluster
 
@@ -49,8 +49,8 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLO
 
 def test_the_signer_decides_name_and_role(cluster: Cluster) -> None:
     """Whatever the request says of itself, the certificate says what the signer wrote."""
-    request, _ = tls.make_request()
-    certificate = tls.sign(cluster.authority, cluster.key, request, "m7", "machine")
+    request, _ = ca.make_request()
+    certificate = ca.sign(cluster.authority, cluster.key, request, "m7", "machine")
     assert _names(certificate) == ("m7", "machine")
     parsed = x509.load_pem_x509_certificate(certificate)
     assert parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -58,9 +58,9 @@ def test_the_signer_decides_name_and_role(cluster: Cluster) -> None:
 
 def test_a_certificate_belongs_to_the_requests_key(cluster: Cluster) -> None:
     """The key never leaves the machine that made it."""
-    request, key = tls.make_request()
+    request, key = ca.make_request()
     certificate = x509.load_pem_x509_certificate(
-        tls.sign(cluster.authority, cluster.key, request, "m7", "machine")
+        ca.sign(cluster.authority, cluster.key, request, "m7", "machine")
     )
     private = serialization.load_pem_private_key(key, None)
     assert certificate.public_key() == private.public_key()
@@ -68,23 +68,23 @@ def test_a_certificate_belongs_to_the_requests_key(cluster: Cluster) -> None:
 
 def test_a_request_not_signed_by_its_own_key_is_refused(cluster: Cluster) -> None:
     """Or one could have somebody else's key certified under one's own name."""
-    request, _ = tls.make_request()
+    request, _ = ca.make_request()
     parsed = x509.load_pem_x509_csr(request)
     der = bytearray(parsed.public_bytes(serialization.Encoding.DER))
     der[-1] ^= 1
     forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
     with pytest.raises(tls.IdentityError, match="not signed by its own key"):
-        tls.sign(cluster.authority, cluster.key, forged, "m7", "machine")
+        ca.sign(cluster.authority, cluster.key, forged, "m7", "machine")
 
 
 def test_validity_is_bounded(cluster: Cluster) -> None:
     """A year for a machine, ten for the authority, and one day of tolerance for slow clocks."""
     now = datetime.datetime.now(datetime.timezone.utc)
     issued = x509.load_pem_x509_certificate(
-        tls.issue(cluster.authority, cluster.key, "m1", "machine").certificate
+        ca.issue(cluster.authority, cluster.key, "m1", "machine").certificate
     )
     authority = x509.load_pem_x509_certificate(cluster.authority)
-    for certificate, days in ((issued, tls.CERTIFICATE_DAYS), (authority, tls.AUTHORITY_DAYS)):
+    for certificate, days in ((issued, ca.CERTIFICATE_DAYS), (authority, ca.AUTHORITY_DAYS)):
         left = certificate.not_valid_after_utc - now
         assert datetime.timedelta(days=days - 1) < left <= datetime.timedelta(days=days)
         assert certificate.not_valid_before_utc < now
@@ -134,7 +134,7 @@ def test_a_machine_certificate_cannot_sign_others(cluster: Cluster) -> None:
         .sign(thief_key, hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
     )
-    forged = tls.sign(
+    forged = ca.sign(
         (folder / "host.crt").read_bytes(), (folder / "host.key").read_bytes(), request, "m9", "machine"
     )
     thief = cluster.folder / "thief"
@@ -158,7 +158,7 @@ def test_an_older_tls_is_refused(cluster: Cluster) -> None:
 
 def test_an_identity_is_saved_for_its_owner_alone(cluster: Cluster, tmp_path: Path) -> None:
     """Mode 0600 in a folder of mode 0700, replaced as a whole, and read back as it was."""
-    identity = tls.issue(cluster.authority, cluster.key, "m1", "machine")
+    identity = ca.issue(cluster.authority, cluster.key, "m1", "machine")
     folder = tmp_path / "identity"
     for _ in range(2):
         tls.save(folder, identity)
@@ -187,8 +187,8 @@ def test_a_missing_identity_is_said(tmp_path: Path) -> None:
 
 def test_a_key_of_another_certificate_is_said(cluster: Cluster, tmp_path: Path) -> None:
     """Files that were mixed up are refused when they are loaded, by name."""
-    good = tls.issue(cluster.authority, cluster.key, "m1", "machine")
-    other = tls.issue(cluster.authority, cluster.key, "m1", "machine")
+    good = ca.issue(cluster.authority, cluster.key, "m1", "machine")
+    other = ca.issue(cluster.authority, cluster.key, "m1", "machine")
     tls.save(tmp_path, tls.Identity(good.authority, good.certificate, other.key))
     for context in (tls.server_context, tls.client_context):
         with pytest.raises(tls.IdentityError, match=r"host\.crt and host\.key do not work together"):
