@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 import httptools
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from kernel.actor import Actor
 
@@ -52,6 +52,25 @@ _CODES_OF_STATUS = {403: 7, 404: 12, 413: 8, 503: 14}
 _PRELUDE = b'{"cancel_request":{"watch_id":"-1"}}'
 
 
+class _Refused(Exception):
+    """A call ends without what was asked: gRPC code and sentence."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def _document(method: Method, message: bytes) -> bytes:
+    """A request as the JSON gateway takes it; raises :class:`_Refused`."""
+    if len(message) > REQUEST_BYTES_MAX:
+        raise _Refused(*v3.ERRORS["too_large"])
+    try:
+        document = to_document(CLASSES[method.request].FromString(message))
+    except DecodeError as error:
+        raise _Refused(13, f"the message cannot be read: {error}") from None
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
 class _Call:
     """One gRPC call in the place of the connection that a :class:`Request` has."""
 
@@ -61,6 +80,7 @@ class _Call:
         """``path``: of the HTTP door; ``streamed``: whether the answer is a line for each message."""
         self.local = local
         self.left = False  # the client wants no more
+        self.refused: _Refused | None = None  # what it said cannot be taken
         self.status = 0
         self._server = server
         self._parser = httptools.HttpResponseParser(self)
@@ -175,18 +195,19 @@ class _Call:
             await self._news.wait()
         return bytes(self._body)
 
-    def refusal(self) -> tuple[int, str] | None:
-        """gRPC code and sentence of an answer that is none; None for a good one."""
-        if self.status == 200 and self._whole:
-            return None
+    def check(self) -> None:
+        """Raise what an answer says that is none, or that broke off."""
         if not self._whole:
-            return 14, "etcdserver: the answer broke off; ask again"
+            raise _Refused(14, "etcdserver: the answer broke off; ask again")
+        if self.status == 200:
+            return
         try:
             said = json.loads(self._body)
-            return int(said["code"]), str(said["message"])
+            refused = _Refused(int(said["code"]), str(said["message"]))
         except (ValueError, TypeError, KeyError):
             text = self._body.decode(errors="replace").strip()
-            return _CODES_OF_STATUS.get(self.status, 13), f"HTTP status {self.status}: {text[:500]}"
+            refused = _Refused(_CODES_OF_STATUS.get(self.status, 13), f"HTTP status {self.status}: {text[:500]}")
+        raise refused
 
     def close(self) -> None:
         """The client is gone, or has its answer."""
@@ -238,7 +259,7 @@ class GrpcDoor(Actor):
             handlers = {name: self._handler(method, (service, name)) for name, method in methods.items()}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         health = grpc.unary_unary_rpc_method_handler(
-            self._health, CLASSES["HealthCheckRequest"].FromString, CLASSES["HealthCheckResponse"].SerializeToString
+            self._health, None, CLASSES["HealthCheckResponse"].SerializeToString
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health}),))
         try:
@@ -284,16 +305,17 @@ class GrpcDoor(Actor):
             except asyncio.CancelledError:
                 code = "Canceled"
                 raise
-            except grpc.aio.AbortError:
-                code = _spelt(context.code())
-                raise
+            except _Refused as refused:
+                status = _CODES.get(refused.code, grpc.StatusCode.UNKNOWN)
+                code = "".join(part.capitalize() for part in status.name.split("_"))  # as etcd's metrics have it
+                await context.abort(status, str(refused))
             except BaseException:
                 code = "Unknown"
                 raise
             finally:
                 self.handled[(*name, code)] += 1
 
-        return made(counted, CLASSES[method.request].FromString, CLASSES[method.response].SerializeToString)
+        return made(counted, None, CLASSES[method.response].SerializeToString)
 
     # -- calls -----------------------------------------------------------------------------------
 
@@ -303,33 +325,27 @@ class GrpcDoor(Actor):
         headers = {b"authorization": token.encode() if isinstance(token, str) else bytes(token)} if token else {}
         return _Call(self._http, below + path, headers, _is_local(context.peer()), path in STREAMED)
 
-    async def _document(self, message: Message, context: Any) -> bytes:
-        if message.ByteSize() > REQUEST_BYTES_MAX:
-            await _abort(context, v3.ERRORS["too_large"])
-        return json.dumps(to_document(message), separators=(",", ":")).encode()
-
-    async def _one(self, method: Method, message: Message, context: Any) -> Message:
+    async def _one(self, method: Method, message: bytes, context: Any) -> Message:
         call = self._call(method.path, context)
         try:
-            call.begin(await self._document(message, context))
+            call.begin(_document(method, message))
             body = await call.answer()
         finally:
             call.close()
-        if (refused := call.refusal()) is not None:
-            await _abort(context, refused)
+        call.check()
         return from_document(method.response, json.loads(body))
 
-    async def _many(self, method: Method, message: Message, context: Any) -> None:
+    async def _many(self, method: Method, message: bytes, context: Any) -> None:
         call = self._call(method.path, context)
         try:
-            call.begin(await self._document(message, context))
+            call.begin(_document(method, message))
             await self._pour(method, call, context)
         finally:
             call.close()
 
-    async def _both(self, method: Method, messages: AsyncIterator[Message], context: Any) -> None:
+    async def _both(self, method: Method, messages: AsyncIterator[bytes], context: Any) -> None:
         call = self._call(method.path, context)
-        reader = self._loop.create_task(self._read(method, call, messages, context))
+        reader = self._loop.create_task(self._read(method, call, messages))
         try:
             call.begin(_PRELUDE if method.path == "/watch" else b"", is_open=True)
             await self._pour(method, call, context)
@@ -337,9 +353,14 @@ class GrpcDoor(Actor):
             reader.cancel()
             call.close()
 
-    async def _read(self, method: Method, call: _Call, messages: AsyncIterator[Message], context: Any) -> None:
-        async for message in messages:
-            await call.feed(await self._document(message, context))
+    async def _read(self, method: Method, call: _Call, messages: AsyncIterator[bytes]) -> None:
+        try:
+            async for message in messages:
+                await call.feed(_document(method, message))
+        except _Refused as refused:
+            call.refused = refused
+            call.close()
+            return
         if method.path == "/watch":
             call.close()  # etcd ends a watch stream with the client's half of it
         else:
@@ -350,12 +371,14 @@ class GrpcDoor(Actor):
         while (line := await call.line()) is not None:
             said = json.loads(line)
             if "error" in said:
-                await _abort(context, (int(said["error"]["grpc_code"]), str(said["error"]["message"])))
+                raise _Refused(int(said["error"]["grpc_code"]), str(said["error"]["message"]))
             await context.write(from_document(method.response, said["result"]))
-        if not call.left and (refused := call.refusal()) is not None:
-            await _abort(context, refused)
+        if call.refused is not None:
+            raise call.refused
+        if not call.left:
+            call.check()
 
-    async def _health(self, _: Message, context: Any) -> Message:
+    async def _health(self, _: bytes, context: Any) -> Message:
         """``grpc.health.v1.Health/Check``: as ``/health`` says."""
         call = self._call("/health", context, below="")
         try:
@@ -370,14 +393,3 @@ def _is_local(peer: str) -> bool:
     """Whether a client is of this host, by its address as gRPC spells it."""
     kind, _, where = unquote(peer).partition(":")
     return FAR not in where if kind.startswith("unix") else where.startswith(("127.", "[::1]", "[::ffff:127."))
-
-
-def _spelt(code: Any) -> str:
-    """A code as etcd's metrics name it: ``InvalidArgument``."""
-    name = code.name if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN).name
-    return "".join(part.capitalize() for part in name.split("_"))
-
-
-def _abort(context: Any, refused: tuple[int, str]) -> Awaitable[None]:
-    code, text = refused
-    return context.abort(_CODES.get(code, grpc.StatusCode.UNKNOWN), text)  # type: ignore[no-any-return]

@@ -188,7 +188,8 @@ class Relay(Actor):
         far.used = self.now()
         request = far.request = Request(far)  # type: ignore[arg-type]
         request.take_over(*texts, dict(pairs), message.body, bool(message.is_open), bool(message.keep_alive))
-        promise = self._ask(far, WAIT_S_MAX)
+        # an open body says nothing before its first piece, which comes only when the agent knows the number
+        promise = self._ask(far, 0.0 if message.is_open else WAIT_S_MAX)
         self._server().take(request)
         self.hand(far)
         return promise

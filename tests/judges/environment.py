@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,12 +35,20 @@ REQUIREMENTS = (
 )  # fmt: skip
 #: python-etcd's suite imports one name of ``nose``, which no Python since 3.10 can install.
 NOSE_TOOLS = "def nottest(function):\n    return function\n"
+#: python-etcd3, whose messages were made for an older protobuf than its neighbours take.
+REQUIREMENTS_OF_V3 = (
+    "etcd3==0.12.0", "attrs==26.1.0", "grpcio==1.85.3", "hypothesis==5.41.5", "iniconfig==2.3.1", "mock==5.2.0",
+    "packaging==26.4", "pluggy==1.7.0", "protobuf==3.20.3", "Pygments==2.21.0", "pytest==9.2.0", "pytest-timeout==2.4.0",
+    "six==1.17.0", "sortedcontainers==2.4.0", "tenacity==6.3.1", "typing_extensions==4.16.0",
+)  # fmt: skip
+#: Its tests are in its source distribution alone; this is the package that they become.
+V3_SUITE = "python_etcd3_tests"
 _INSTALL_S_MAX = 240.0
 _FOREIGN = ("ARGOSY_", "ETCD_", "ETCDCTL_", "PYTEST_", "TOOZ_")
 
 
-def _recipe() -> str:
-    listed = "\n".join((BUILDER, *REQUIREMENTS, NOSE_TOOLS, sys.version, sys.base_prefix))
+def _recipe(requirements: tuple[str, ...]) -> str:
+    listed = "\n".join((BUILDER, *requirements, NOSE_TOOLS, sys.version, sys.base_prefix))
     return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
@@ -60,26 +69,40 @@ def _run(*command: str | Path) -> None:
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
 
 
-def _make(folder: Path, python: Path) -> None:
+def _make(folder: Path, python: Path, requirements: tuple[str, ...]) -> None:
     _run(sys.executable, "-m", "venv", folder)
     pip = (python, "-m", "pip", "install", "-q", "--no-input", "--disable-pip-version-check")
     _run(*pip, BUILDER)
-    _run(*pip, "--no-build-isolation", "--use-pep517", *REQUIREMENTS)
+    _run(*pip, "--no-build-isolation", "--use-pep517", *requirements)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "nose").mkdir()
-    (packages / "nose" / "__init__.py").touch()
-    (packages / "nose" / "tools.py").write_text(NOSE_TOOLS)
+    if requirements is REQUIREMENTS_OF_V3:
+        _unpack_tests(folder, python, packages / V3_SUITE)
+    else:
+        (packages / "nose").mkdir()
+        (packages / "nose" / "__init__.py").touch()
+        (packages / "nose" / "tools.py").write_text(NOSE_TOOLS)
+
+
+def _unpack_tests(folder: Path, python: Path, target: Path) -> None:
+    """Fetch the source distribution, and keep its tests."""
+    _run(python, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:",
+         "-d", folder / "source", REQUIREMENTS_OF_V3[0])  # fmt: skip
+    (archive,) = (folder / "source").glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "source", filter="data")
+    (tests,) = (folder / "source").glob("*/tests")
+    shutil.move(tests, target)
 
 
 @functools.cache
-def python_of_judges() -> Path:
+def python_of_judges(requirements: tuple[str, ...] = REQUIREMENTS) -> Path:
     """The interpreter that sees the suites, made when it is not there yet."""
-    folder = CACHE / _recipe()
+    folder = CACHE / _recipe(requirements)
     python, finished = folder / "bin" / "python", folder / "finished"
     with _alone():
         if not finished.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _make(folder, python)
+            _make(folder, python, requirements)
             finished.touch()
     return python
 

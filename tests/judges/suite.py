@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from ..real.cluster import signal_process
 from ..waiting import wait_until
-from .environment import python_of_judges
+from .environment import REQUIREMENTS, python_of_judges
 
 #: Seconds for a whole suite, and for one of its tests.
 SUITE_S_MAX, TEST_S_MAX = 230.0, 45.0
@@ -98,13 +98,18 @@ def _end_of(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
 
 
-def run(module: str, folder: Path, variables: dict[str, str]) -> Verdict:
-    """Run a module or package of tests as it was installed; output goes to ``suite.log``."""
+def run(
+    module: str, folder: Path, variables: dict[str, str], requirements: tuple[str, ...] = REQUIREMENTS, *more: str
+) -> Verdict:
+    """Run a module or package of tests as it was installed; output goes to ``suite.log``.
+
+    ``more``: words for pytest.
+    """
     settings, report, log = folder / "pytest.ini", folder / "report.xml", folder / "suite.log"
     settings.write_text(_SETTINGS)
     command: list[str | Path] = [
-        python_of_judges(), "-m", "pytest", "-v", "-s", "-p", "no:cacheprovider", "-c", settings,
-        "--rootdir", folder, f"--timeout={TEST_S_MAX:g}", f"--junit-xml={report}", "--pyargs", module,
+        python_of_judges(requirements), "-m", "pytest", "-v", "-s", "-p", "no:cacheprovider", "-c", settings,
+        "--rootdir", folder, f"--timeout={TEST_S_MAX:g}", f"--junit-xml={report}", *more, "--pyargs", module,
     ]  # fmt: skip
     with started(command, folder, variables, log) as process:
         try:

@@ -50,12 +50,15 @@ class Member:
 
 
 @contextmanager
-def running(folder: Path, variables: dict[str, str]) -> Iterator[list[Member]]:
-    """Three members of the etcd under test, all healthy; their logs are kept, their data is not."""
+def running(folder: Path, variables: dict[str, str], stem: str = "e", first: int = 1) -> Iterator[list[Member]]:
+    """Three members of the etcd under test, all healthy; their logs are kept, their data is not.
+
+    They are named ``stem`` and a number from ``first`` on.
+    """
     data = folder / "data"
     data.mkdir()
     with port_offset(len(MEMBERS)) as offset, ExitStack() as stack:
-        members = [Member(f"e{n}", local.HTTP + n + offset, local.TRANSPORT + n + offset) for n in MEMBERS]
+        members = [Member(f"{stem}{n - 1 + first}", local.HTTP + n + offset, local.TRANSPORT + n + offset) for n in MEMBERS]
         stack.callback(shutil.rmtree, data, ignore_errors=True)
         for member in members:
             command: list[str | Path] = [

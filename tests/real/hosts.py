@@ -26,7 +26,8 @@ class Hosts:
         return subprocess.Popen(
             [argosy_command(), "start", "--name", f"h{number}", "--data-dir", str(self.folder / f"h{number}"),
              "--transport", f"127.0.0.1:{7000 + self.offset + number}",
-             "--client", f"127.0.0.1:{4000 + self.offset + number}", *more],
+             "--client", f"127.0.0.1:{4000 + self.offset + number}",
+             "--grpc", f"127.0.0.1:{2378 + self.offset + number}", *more],
             env=environment(self.folder), stdout=log, stderr=log,
         )  # fmt: skip
 

@@ -12,11 +12,13 @@ from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 
+import grpc
 import pytest
 
 from ..waiting import wait_until
 from .cluster import alive, port_offset, processes_of, request, run_argosy
 from .hosts import Hosts
+from .test_grpc import b64, client, watching
 
 WEB = """[Service]
 ExecStart=/usr/bin/env python3 -c 'import os,socket,time; s=socket.create_server(("127.0.0.1", int(os.environ["PORT"]))); print("serving", flush=True); time.sleep(9999)'
@@ -136,6 +138,22 @@ def test_the_door_of_an_agent_is_the_brains(hosts: AgentHosts) -> None:
     assert request(agent, "GET", "/health").json() == {"health": "true"}
     # the fleet's door takes changes from this host's own users, and an agent's are not the voter's
     assert request(agent, "PUT", "/fleet/v1/units/x.service", b"{}").status in (401, 403)
+
+
+def test_the_grpc_door_of_an_agent_is_the_brains(hosts: AgentHosts) -> None:
+    """Calls, refusals and a watch, which a voter answers."""
+    with client(f"127.0.0.1:{2378 + hosts.offset + 4}") as agent, client(f"127.0.0.1:{2378 + hosts.offset + 2}") as voter:
+        agent.put("/agents/grpc", "1")
+        assert voter.get("/agents/grpc") == [("/agents/grpc", "1")]
+        with pytest.raises(grpc.RpcError) as refused:
+            agent.put("", "1")
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        with watching(agent, {"create_request": {"key": b64("/agents/grpc")}}) as (said, ask):
+            assert said.get(timeout=10)["created"]
+            voter.put("/agents/grpc", "2")
+            assert said.get(timeout=10)["events"][0]["kv"]["value"] == b64("2")
+            ask(None)
+            assert said.get(timeout=10) is None
 
 
 def test_a_watch_of_v3_through_an_agent_is_one_stream(hosts: AgentHosts) -> None:
