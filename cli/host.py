@@ -30,7 +30,7 @@ from actors.raft_messages import ChangeConfig, Propose, Status, TransferLeadersh
 from actors.raft_peer import PeerSettings
 from gateway import observe
 from gateway.agent_door import AgentDoor
-from gateway.door import Gateway, Openings
+from gateway.door import Gateway
 from gateway.relay import Relay
 from kernel.dispatch import LoopDispatcher, PoolDispatcher
 from kernel.ports import DiskError, Ports
@@ -133,14 +133,10 @@ def resolve(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def check_doors(config: HostConfig) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """The HTTP and the gRPC addresses; refuses to open one to the world without TLS unless told to."""
-    return _checked(config, "--client", config.client), _checked(config, "--grpc", [config.grpc] if config.grpc else [])
-
-
-def _checked(config: HostConfig, flag: str, texts: list[str]) -> list[tuple[str, int]]:
+def check_doors(config: HostConfig) -> list[tuple[str, int]]:
+    """The addresses of the doors, gRPC's last; refuses to open one to the world without TLS unless told to."""
     doors = []
-    for text in texts:
+    for flag, text in [*(("--client", text) for text in config.client), *([("--grpc", config.grpc)] if config.grpc else [])]:
         host, port = resolve(text)
         near = host.startswith("127.") or host in ("::1", "localhost") or text.startswith("docker0:")
         if not near and not config.insecure:
@@ -154,7 +150,7 @@ def _checked(config: HostConfig, flag: str, texts: list[str]) -> list[tuple[str,
 
 def _container_endpoint(config: HostConfig, doors: list[tuple[str, int]]) -> str:
     """The door on the engine's bridge: loopback inside a container is the container's own."""
-    bridged = [door for text, door in zip(config.client, doors, strict=True) if text.startswith("docker0:")]
+    bridged = [door for text, door in zip(config.client, doors, strict=False) if text.startswith("docker0:")]
     return f"http://{bridged[0][0]}:{bridged[0][1]}" if bridged else ""
 
 
@@ -319,7 +315,7 @@ class Host:
     async def start(self) -> None:
         """Open the doors and start the actors; raises :class:`HostError`."""
         config, membership = self.config, self.membership
-        doors, grpc_doors = check_doors(config)
+        doors = check_doors(config)
         clock, rng = RealClock(), RealRng()
         identity_dir = self.folder / "identity"
         secure = membership.secure
@@ -349,19 +345,19 @@ class Host:
         self.company = self._boot(ports, doors)
         self.net.on_link(self.company.router.link_changed)
         if self._brain_only:  # as etcd: nobody is served before this member's addresses are known
-            self._opening = self.loop.create_task(self._introduce_and_open(doors, grpc_doors))
+            self._opening = self.loop.create_task(self._introduce_and_open(doors))
         else:
-            await self._open_doors(doors, grpc_doors)
+            await self._open_doors(doors)
             self._opening = self.loop.create_task(self._introduce())
 
-    async def _introduce_and_open(self, doors: list[tuple[str, int]], grpc_doors: list[tuple[str, int]]) -> None:
+    async def _introduce_and_open(self, doors: list[tuple[str, int]]) -> None:
         try:
             await self._introduce()
             if self._history is not None:
                 _, error = await self._ask_raft(Propose(self._history))
                 if error is not None:
                     logger.warning("how much history is kept could not be set: %s", error)
-            await self._open_doors(doors, grpc_doors)
+            await self._open_doors(doors)
         except (HostError, OSError) as error:
             self._end(error)
 
@@ -389,7 +385,7 @@ class Host:
             identity, membership.cluster, ports, dispatcher, pool, authority, self._end, self._settings
         )
 
-    async def _open_doors(self, doors: list[tuple[str, int]], grpc_doors: list[tuple[str, int]]) -> None:
+    async def _open_doors(self, doors: list[tuple[str, int]]) -> None:
         company, net = self.company, self.net
         sources = [observe.actor_families, observe.raft_families, observe.door_families]
         if not self._brain_only:
@@ -410,13 +406,12 @@ class Host:
             else:
                 opened.set_result(None)
 
-        openings = Openings(doors, grpc_doors, on_open)
         if self.membership.role == AGENT:
-            company.system.spawn(AgentDoor, self.loop, openings, company.raft, company.router, exporter, name="gateway")
+            company.system.spawn(AgentDoor, self.loop, doors, company.raft, company.router, exporter, on_open, name="gateway")
             await opened
             return
         gateway = company.system.spawn(
-            Gateway, self.loop, openings, self.membership.cluster, self.membership.secure, company.raft, exporter,
+            Gateway, self.loop, doors, self.membership.cluster, self.membership.secure, company.raft, exporter, on_open,
             None if self._brain_only else company.control, name="gateway",
         )  # fmt: skip
         company.system.spawn(

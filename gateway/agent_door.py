@@ -7,13 +7,14 @@ asked; a write is refused then, for nobody knows whether it was done.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from metrics.exporter import CONTENT_TYPE, Exporter
 from transport.router import BULK, Router
 
-from .door import STREAMED, Doors, Openings
-from .http import HttpServer, Request
+from .door import Doors
+from .http import Request
 from .relay import WAIT_S_MAX, RelayBody, RelayClose, RelayMore, RelayOpen
 
 #: Seconds beyond its wait that a voter may take for an answer.
@@ -28,14 +29,13 @@ class AgentDoor(Doors):
     """See the module docstring."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, openings: Openings, agent_ref: Any, router: Router, exporter: Exporter,
+        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], agent_ref: Any, router: Router,
+        exporter: Exporter, on_open: Callable[[BaseException | None], None],
     ) -> None:  # fmt: skip
-        super().__init__(loop, openings)
+        super().__init__(loop, addresses, on_open, self._dispatch)
         self._agent = agent_ref
         self.router = router
         self._exporter = exporter
-        self.server = HttpServer(self._dispatch, STREAMED)
-        self.requests: dict[str, int] = {}
 
     def _dispatch(self, request: Request) -> None:
         self.requests[request.method] = self.requests.get(request.method, 0) + 1

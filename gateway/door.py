@@ -1,4 +1,4 @@
-"""The HTTP door of a host: etcd v2 and v3, metrics, health and version; the gRPC door hangs on it.
+"""The HTTP door of a host: etcd v2 and v3, metrics, health and version; and gRPC at the same port.
 
 The actor owns the listening sockets; a request becomes an ask to the brain and the reply
 is written when it comes.  Nothing is decided here, and nothing blocks.
@@ -11,8 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from actors.raft_messages import BrainUp, Query
@@ -24,6 +22,7 @@ from metrics.exporter import CONTENT_TYPE, Exporter
 from . import fleet_door, lock_door, v2
 from .access import Access, hash_password
 from .feed import Feed
+from .grpc_door import GrpcDoor
 from .http import HttpServer, Request
 from .members import number_of
 from .v2_door import COUNTERS, AdminRequest, KeysRequest
@@ -48,47 +47,40 @@ STREAMED = frozenset(version + path for version in ("/v3", "/v3beta") for path i
 _ADMIN = ("/v2/machines", "/v2/members", "/v2/stats", "/v2/auth")
 
 
-@dataclass(frozen=True, slots=True)
-class Openings:
-    """Where a host's doors are, and who is told once that both are open, or why they are not."""
-
-    http: list[tuple[str, int]]
-    grpc: list[tuple[str, int]]
-    on_open: Callable[[BaseException | None], None]
-
-
 class Doors(Actor):
-    """The listening sockets of a host's HTTP door; what answers is the subclass's."""
+    """The listening sockets of a host's doors; what answers is the subclass's."""
 
-    server: HttpServer
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, openings: Openings) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]],
+        on_open: Callable[[BaseException | None], None], dispatch: Callable[[Request], None],
+    ) -> None:  # fmt: skip
+        """``addresses``: each serves HTTP/1.1 and gRPC."""
         super().__init__()
         self._loop = loop
-        self._openings = openings
-        self._on_open = openings.on_open
+        self._addresses = addresses
+        self._on_open = on_open
         self._task: Any = None
+        self.server = HttpServer(dispatch, STREAMED)
+        self.grpc = GrpcDoor(self.server)
+        self.server.streams_of_http2 = self.grpc
+        self.requests: dict[str, int] = {}
 
     def on_start(self) -> None:
         """Open the doors."""
         self._task = self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
-        for host, port in self._openings.http:
+        for host, port in self._addresses:
             for attempt in range(20):
                 try:
                     await self.server.listen(host, port)
                     break
                 except OSError as error:
                     if attempt == 19 or self.actor_inbox.incarnation == 0:
-                        self._on_open(OSError(f"the HTTP door {host}:{port} cannot be opened: {error.strerror}"))
+                        self._on_open(OSError(f"the door {host}:{port} cannot be opened: {error.strerror}"))
                         return
                     await asyncio.sleep(0.1)  # a former life's socket is about to close
-        # a tenth of a second to load, in which this host has others to answer
-        await self._loop.run_in_executor(None, import_module, f"{__package__}.grpc_door")
-        from .grpc_door import GrpcDoor
-
-        self.system.spawn(GrpcDoor, self._loop, self._openings.grpc, self.server, self._on_open, name="grpc", parent=self)
+        self._on_open(None)
 
     def on_stop(self) -> None:
         """Close the doors."""
@@ -109,11 +101,11 @@ class Gateway(Doors):
     hash_password = staticmethod(hash_password)
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, openings: Openings, cluster: str, secure: bool,
-        raft_ref: Any, exporter: Exporter, control: Any = None,
+        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], cluster: str, secure: bool,
+        raft_ref: Any, exporter: Exporter, on_open: Callable[[BaseException | None], None], control: Any = None,
     ) -> None:  # fmt: skip
         """``control``: whom operators ask; None where only the brain runs, which has no doors of the fleet."""
-        super().__init__(loop, openings)
+        super().__init__(loop, addresses, on_open, self._dispatch)
         self.control = control
         self._raft = raft_ref
         self._exporter = exporter
@@ -123,10 +115,8 @@ class Gateway(Doors):
         self._keys_head = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode()
         self.secure = secure
         self.started_ms = int(time.time() * 1000)
-        self.server = HttpServer(self._dispatch, STREAMED)
         self.feeds: set[Feed] = set()
         self.access = Access(lambda: self.store().live.get(auth.KEY), self._elsewhere, time.time)
-        self.requests: dict[str, int] = {}
         self.operations = {name: [0, 0] for name in COUNTERS}  # [done, refused]
 
     def on_start(self) -> None:

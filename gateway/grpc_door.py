@@ -1,7 +1,9 @@
-"""The gRPC door of a host: etcd's v3 API for clients that speak protobuf, as etcdctl does.
+"""etcd's v3 API over gRPC: for clients that speak protobuf, as etcdctl does.
 
-A call is the same request as at the JSON gateway, in another spelling: this door translates
-and decides nothing.  So a machine without a vote serves it as well, through its own HTTP door.
+A call is the same request as at the JSON gateway, in another spelling: this translates and
+decides nothing.  So a machine without a vote serves it as well, through its own HTTP door.
+The protocol is that of grpc/doc/PROTOCOL-HTTP2.md: messages with a length before them, and
+the outcome in trailers.
 """
 
 from __future__ import annotations
@@ -9,47 +11,44 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections import Counter
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote
 
-import grpc
-import grpc.aio
 import httptools
-from google.protobuf.message import DecodeError, Message
-
-from kernel.actor import Actor
+from google.protobuf.message import DecodeError
 
 from . import v3
-from .http import STREAM_BYTES_FULL, UNREAD_BYTES_MAX, HttpServer, Request
+from .http import UNREAD_BYTES_MAX, HttpServer, Request
+from .http2 import Handler, Headers, Stream
 from .protobuf import CLASSES, from_document, to_document
-from .splice import FAR
 from .v3_messages import SERVICES, STREAMED, STREAMS, Method
 
 logger = logging.getLogger("argosy.grpc")
 
 #: Bytes of one request, as etcd has it, and of what is read at all before it is refused.
 REQUEST_BYTES_MAX, RECEIVE_BYTES_MAX = 1536 * 1024, 2 * 1024 * 1024
-#: Calls that may be under way at one door, watches and other streams among them.
-CALLS_MAX = 20_000
-#: Milliseconds between two pings of a client that has nothing to say (etcd's grpc-keepalive-min-time).
-PING_MS_MIN = 5_000
-#: Attempts to open the door, a tenth of a second apart: a former life's may be about to close.
-ATTEMPTS = 20
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # two hosts on one port would each get some of the clients
-    ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_MS_MIN),
-)
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+OK, CANCELED, DEADLINE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 0, 1, 4, 12, 13, 14
+CODE_NAMES = (
+    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+    "DataLoss", "Unauthenticated",
+)  # fmt: skip
 #: gRPC codes of answers that name none, by their HTTP status.
 _CODES_OF_STATUS = {403: 7, 404: 12, 413: 8, 503: 14}
 #: Opens a watch stream before there is a watch: one that may not be is canceled then, as etcd does it.
 _PRELUDE = b'{"cancel_request":{"watch_id":"-1"}}'
+_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
+_HEAD: Headers = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+_METHODS: dict[str, tuple[str, str, Method]] = {
+    f"/{service}/{name}": (service, name, method)
+    for service, methods in SERVICES.items()
+    for name, method in methods.items()
+}
+_HEALTH = Method("/health", "HealthCheckRequest", "HealthCheckResponse")
+_METHODS["/grpc.health.v1.Health/Check"] = ("grpc.health.v1.Health", "Check", _HEALTH)
 
 
 class _Refused(Exception):
@@ -60,71 +59,198 @@ class _Refused(Exception):
         self.code = code
 
 
-def _document(method: Method, message: bytes) -> bytes:
-    """A request as the JSON gateway takes it; raises :class:`_Refused`."""
-    if len(message) > REQUEST_BYTES_MAX:
-        raise _Refused(*v3.ERRORS["too_large"])
-    try:
-        document = to_document(CLASSES[method.request].FromString(message))
-    except DecodeError as error:
-        raise _Refused(13, f"the message cannot be read: {error}") from None
-    return json.dumps(document, separators=(",", ":")).encode()
+class GrpcDoor:
+    """Gives each new stream of the door its handler, and counts calls."""
+
+    def __init__(self, server: HttpServer) -> None:
+        """``server``: what answers at the HTTP door."""
+        self.server = server
+        #: Calls by (service, method), and those that ended by (service, method, code).
+        self.started: Counter[tuple[str, str]] = Counter()
+        self.handled: Counter[tuple[str, str, str]] = Counter()
+
+    def __call__(self, stream: Stream) -> Handler:
+        """The handler of a stream."""
+        path = stream.headers.get(b":path", b"").decode("latin-1")
+        if stream.headers.get(b":method") != b"POST" or not stream.headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            return _Wrong(stream, [(b":status", b"415"), (b"content-length", b"0")])
+        known = _METHODS.get(path)
+        if known is None:
+            return _Wrong(stream, _outcome(UNIMPLEMENTED, f"unknown method {path[:200]}"))
+        return _Call(self, stream, *known)
+
+
+class _Wrong:
+    """A request that is answered before it is read."""
+
+    def __init__(self, stream: Stream, answer: Headers) -> None:
+        self._stream = stream
+        asyncio.get_running_loop().call_soon(stream.begin, answer, True)
+
+    def received(self, data: bytes) -> None:
+        self._stream.taken(len(data))
+
+    def ended(self) -> None:
+        pass
+
+    def drained(self) -> None:
+        pass
+
+    def gone(self) -> None:
+        pass
 
 
 class _Call:
-    """One gRPC call in the place of the connection that a :class:`Request` has."""
+    """One call: the handler of its stream, and in the place of the connection that a :class:`Request` has."""
 
     user = -1
 
-    def __init__(self, server: HttpServer, path: str, headers: dict[bytes, bytes], local: bool, streamed: bool) -> None:
-        """``path``: of the HTTP door; ``streamed``: whether the answer is a line for each message."""
-        self.local = local
-        self.left = False  # the client wants no more
-        self.refused: _Refused | None = None  # what it said cannot be taken
-        self.status = 0
-        self._server = server
+    def __init__(self, door: GrpcDoor, stream: Stream, service: str, name: str, method: Method) -> None:
+        self._door = door
+        self._stream = stream
+        self._name = (service, name)
+        self._method = method
+        self._in = bytearray()  # of the client, not yet a whole message
+        self._asked: bytes | None = None  # the message of a call that has one
+        self._client_streams = method.path in STREAMS
+        self._streams = method.path in STREAMED
         self._parser = httptools.HttpResponseParser(self)
-        self._body = bytearray()
-        self._lines: deque[bytes] = deque()
-        self._size = 0
+        self._status = 0
+        self._body = bytearray()  # of the answer
+        self._whole = False  # the answer did not break off
+        self._begun = False
         self._over = False
-        self._whole = False
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._streamed = streamed
+        self._held = 0  # bytes of the client's messages that were not taken yet
+        self.local = stream.local
         self.request = Request(self)  # type: ignore[arg-type]
-        self._head = (path, headers)
+        self._expiry = self._until(stream.headers.get(b"grpc-timeout", b"").decode("latin-1"))
+        door.started[self._name] += 1
+        if self._client_streams:
+            self._ask(_PRELUDE if method.path == "/watch" else b"", True)
 
-    def begin(self, body: bytes, is_open: bool = False, method: str = "POST") -> None:
-        """Hand it to the door."""
-        path, headers = self._head
-        self.request.take_over(method, path, "", headers, body, is_open, True)
-        self._server.take(self.request)
+    def _until(self, timeout: str) -> asyncio.TimerHandle | None:
+        found = _TIMEOUT.fullmatch(timeout)
+        if found is None:
+            return None
+        seconds = int(found[1]) * _UNITS[found[2]]
+        return asyncio.get_running_loop().call_later(seconds, self._refuse, _Refused(DEADLINE, "context deadline exceeded"))
+
+    # -- what the client says ------------------------------------------------------------------------
+
+    def received(self, data: bytes) -> None:
+        """Bytes of messages, each with a flag and its length before it."""
+        self._in += data
+        if not self._client_streams:
+            self._stream.taken(len(data))
+        try:
+            self._split()
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def _split(self) -> None:
+        while len(self._in) >= 5 and not self._over:
+            size = int.from_bytes(self._in[1:5])
+            if self._in[0]:
+                raise _Refused(UNIMPLEMENTED, "messages are taken without compression only")
+            if size > RECEIVE_BYTES_MAX:
+                raise _Refused(8, f"receive_bytes_max: a message has at most {RECEIVE_BYTES_MAX} bytes, not {size}")
+            if len(self._in) < 5 + size:
+                return
+            message = bytes(self._in[5 : 5 + size])
+            del self._in[: 5 + size]
+            if self._client_streams:
+                self._feed(self._document(message), True, 5 + size)
+            elif self._asked is not None:
+                raise _Refused(INTERNAL, "this method takes one message")
+            else:
+                self._asked = message
+
+    def ended(self) -> None:
+        """The client has said all."""
+        if self._over:
+            return
+        try:
+            if self._in:
+                raise _Refused(INTERNAL, "the request ends within a message")
+            if self._method.path == "/watch":  # etcd ends a watch stream with the client's half of it
+                self._finish(OK, "")
+            elif self._client_streams:
+                self._feed(b"", False, 0)
+            elif self._asked is None:
+                raise _Refused(INTERNAL, "the request has no message")
+            else:
+                self._ask(self._document(self._asked), False)
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def _document(self, message: bytes) -> bytes:
+        """A message as the JSON gateway takes it; raises :class:`_Refused`."""
+        if len(message) > REQUEST_BYTES_MAX:
+            raise _Refused(*v3.ERRORS["too_large"])
+        try:
+            document = to_document(CLASSES[self._method.request].FromString(message))
+        except DecodeError as error:
+            raise _Refused(INTERNAL, f"the message cannot be read: {error}") from None
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    def _ask(self, body: bytes, is_open: bool) -> None:
+        """Hand the request to the door."""
+        given = self._stream.headers
+        token = given.get(b"token") or given.get(b"authorization")
+        headers = {b"authorization": token} if token else {}
+        is_health = self._method is _HEALTH
+        path = self._method.path if is_health else f"/v3{self._method.path}"
+        self.request.take_over("GET" if is_health else "POST", path, "", headers, b"" if is_health else body, is_open, True)
+        self._door.server.take(self.request)
         self._hand()
 
-    # -- as a connection -----------------------------------------------------------------------
+    def _feed(self, document: bytes, more: bool, size: int) -> None:
+        """One more message of an open body; the client may send on when it is taken."""
+        request = self.request
+        if request.unread is None or request.done:
+            self._stream.taken(size)
+            return
+        request.unread += document
+        request.open = more
+        self._held += size
+        if len(request.unread) > UNREAD_BYTES_MAX * 4:
+            raise _Refused(8, f"unread_bytes_max: more than {UNREAD_BYTES_MAX * 4} bytes of requests wait to be taken")
+        self._hand()
+
+    def _hand(self) -> None:
+        request = self.request
+        if request.held or request.on_body is None or request.unread is None:
+            return
+        data, more = bytes(request.unread), request.open
+        if data or not more:
+            request.unread.clear()
+            held, self._held = self._held, 0
+            if held:
+                self._stream.taken(held)
+            self._door.server.hand(request, data, more)
+
+    # -- as the connection of a request --------------------------------------------------------------
 
     @property
     def full(self) -> bool:
         """Whether the client is behind."""
-        return self._size > STREAM_BYTES_FULL
+        return self._stream.full
 
     def write(self, request: Request, data: bytes) -> bool:
         """A part of the answer."""
         if self._over:
             return False
         self._parser.feed_data(data)
-        return True
+        return not self._over
 
     def finish(self, request: Request, data: bytes) -> None:
         """The last part."""
+        if self._over:
+            return
+        if data:
+            self._parser.feed_data(data)
         if not self._over:
-            if data:
-                self._parser.feed_data(data)
-            self._over = True
-            self._news.set()
-            self._room.set()
+            self._conclude()
 
     def hold(self, request: Request, waits: bool) -> None:
         """Whether messages of the client are kept for now."""
@@ -134,262 +260,99 @@ class _Call:
 
     def on_headers_complete(self) -> None:
         """The parser's."""
-        self.status = self._parser.get_status_code()
+        self._status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        """The parser's."""
+        """The parser's: a stream has a line for each message."""
         self._body += body
-        if self._streamed and self.status == 200:
+        if self._streams and self._status == 200:
             *lines, rest = self._body.split(b"\n")
-            self._lines.extend(map(bytes, filter(None, lines)))
-            self._size += sum(map(len, lines))
             self._body = rest
-            self._news.set()
+            for line in filter(None, lines):
+                if not self._over:
+                    self._pass_on(json.loads(line))
 
     def on_message_complete(self) -> None:
-        """The parser's: the answer did not break off."""
+        """The parser's: the answer is whole."""
         self._whole = True
 
-    # -- for the two ends of the call --------------------------------------------------------------
+    # -- what the client is told -----------------------------------------------------------------------
 
-    def _hand(self) -> None:
-        request = self.request
-        if request.held or request.on_body is None or request.unread is None:
+    def _pass_on(self, said: dict[str, Any]) -> None:
+        if "error" in said:
+            self._refuse(_Refused(int(said["error"]["grpc_code"]), str(said["error"]["message"])))
+        else:
+            self._send(said["result"])
+
+    def _send(self, document: dict[str, Any]) -> None:
+        data = from_document(self._method.response, document).SerializeToString()
+        self._begin()
+        self._stream.write(b"\0" + len(data).to_bytes(4) + data)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._stream.begin(_HEAD)
+
+    def _conclude(self) -> None:
+        try:
+            if not self._whole:
+                raise _Refused(UNAVAILABLE, "etcdserver: the answer broke off; ask again")
+            if self._method is _HEALTH:
+                self._send({"status": "SERVING" if self._status == 200 else "NOT_SERVING"})
+            elif self._status != 200:
+                raise self._refusal()
+            elif not self._streams:
+                self._send(json.loads(self._body))
+        except _Refused as refused:
+            self._refuse(refused)
             return
-        data, more = bytes(request.unread), request.open
-        if data or not more:
-            request.unread.clear()
-            self._room.set()
-            self._server.hand(request, data, more)
+        self._finish(OK, "")
 
-    async def feed(self, data: bytes, more: bool = True) -> None:
-        """One more message of the client, when there is room for it."""
-        request = self.request
-        if len(request.unread or b"") > UNREAD_BYTES_MAX // 2:
-            self._room.clear()
-            await self._room.wait()
-        if self._over or request.unread is None:
-            return
-        request.unread += data
-        request.open = more
-        self._hand()
-
-    async def line(self) -> bytes | None:
-        """The next message of a stream; None at its end."""
-        while not self._lines and not self._over:
-            self._news.clear()
-            await self._news.wait()
-        if not self._lines:
-            return None
-        line = self._lines.popleft()
-        was_full = self.full
-        self._size -= len(line)
-        if was_full and not self.full and self.request.on_drain is not None:
-            self.request.on_drain()
-        return line
-
-    async def answer(self) -> bytes:
-        """The whole answer, or what there is of one that was refused or broke off."""
-        while not self._over:
-            self._news.clear()
-            await self._news.wait()
-        return bytes(self._body)
-
-    def check(self) -> None:
-        """Raise what an answer says that is none, or that broke off."""
-        if not self._whole:
-            raise _Refused(14, "etcdserver: the answer broke off; ask again")
-        if self.status == 200:
-            return
+    def _refusal(self) -> _Refused:
         try:
             said = json.loads(self._body)
-            refused = _Refused(int(said["code"]), str(said["message"]))
+            return _Refused(int(said["code"]), str(said["message"]))
         except (ValueError, TypeError, KeyError):
             text = self._body.decode(errors="replace").strip()
-            refused = _Refused(_CODES_OF_STATUS.get(self.status, 13), f"HTTP status {self.status}: {text[:500]}")
-        raise refused
+            return _Refused(_CODES_OF_STATUS.get(self._status, INTERNAL), f"HTTP status {self._status}: {text[:500]}")
 
-    def close(self) -> None:
-        """The client is gone, or has its answer."""
-        self.left = True
+    def _refuse(self, refused: _Refused) -> None:
+        self._finish(refused.code, str(refused))
+
+    def _finish(self, code: int, text: str) -> None:
+        """The outcome goes to the client; whoever was asked hears that nobody waits."""
+        if self._over:
+            return
+        self._end(code)
+        if self._begun:
+            self._stream.end(_outcome(code, text)[2:])
+        else:
+            self._begun = True
+            self._stream.begin(_outcome(code, text), True)
+
+    def _end(self, code: int) -> None:
+        self._over = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._door.handled[(*self._name, CODE_NAMES[code] if code < len(CODE_NAMES) else "Unknown")] += 1
+        if not self.request.done and self.request.on_close is not None:
+            self.request.on_close()
+
+    def drained(self) -> None:
+        """The client has caught up."""
+        if not self._over and self.request.on_drain is not None:
+            self.request.on_drain()
+
+    def gone(self) -> None:
+        """The client has hung up, or has its answer."""
         if not self._over:
-            self._over = True
-            self._news.set()
-            if self.request.on_close is not None:
-                self.request.on_close()
+            self._end(CANCELED)
 
 
-class GrpcDoor(Actor):
-    """See the module docstring; a child of the HTTP door, with which it ends."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, addresses: list[tuple[str, int]], server: HttpServer,
-        on_open: Callable[[BaseException | None], None],
-    ) -> None:  # fmt: skip
-        """``server``: what answers at the HTTP door; it hands connections that begin with HTTP/2 to this one."""
-        super().__init__()
-        self._loop = loop
-        self._addresses = addresses
-        self._http = server
-        self._on_open = on_open
-        self._grpc: Any = None
-        self._task: asyncio.Task[None] | None = None
-        self._name = f"argosy-grpc-{secrets.token_hex(8)}"
-        #: Calls by (service, method), and those that ended by (service, method, code).
-        self.started: Counter[tuple[str, str]] = Counter()
-        self.handled: Counter[tuple[str, str, str]] = Counter()
-
-    def on_start(self) -> None:
-        """Open the door."""
-        self._task = self._loop.create_task(self._serve())
-
-    def on_stop(self) -> None:
-        """Close it; the calls that are under way end."""
-        self._http.http2 = ""
-        if self._task is not None:
-            self._task.cancel()
-
-    def on_failure(self, *_: Any) -> None:
-        """The next life opens it again."""
-        self.on_stop()
-
-    async def _serve(self) -> None:
-        server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
-        for service, methods in SERVICES.items():
-            handlers = {name: self._handler(method, (service, name)) for name, method in methods.items()}
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        health = grpc.unary_unary_rpc_method_handler(
-            self._health, None, CLASSES["HealthCheckResponse"].SerializeToString
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": health}),))
-        try:
-            server.add_insecure_port(f"unix-abstract:{self._name}")
-            for host, port in self._addresses:
-                await self._bind(server, host, port)
-            await server.start()
-        except (RuntimeError, OSError) as error:
-            self._on_open(OSError(f"the gRPC door cannot be opened: {error}"))
-            return
-        self._http.http2 = f"\0{self._name}"
-        self._on_open(None)
-        try:
-            await server.wait_for_termination()
-        finally:
-            await server.stop(None)
-
-    async def _bind(self, server: Any, host: str, port: int) -> None:
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        for attempt in range(ATTEMPTS):
-            try:
-                server.add_insecure_port(where)
-                return
-            except RuntimeError:
-                if attempt == ATTEMPTS - 1 or self.actor_inbox.incarnation == 0:
-                    raise OSError(f"{where} is taken, or no address of this machine") from None
-                await asyncio.sleep(0.1)
-
-    def _handler(self, method: Method, name: tuple[str, str]) -> Any:
-        serve: Callable[..., Awaitable[Any]]
-        if method.path in STREAMS:
-            serve, made = self._both, grpc.stream_stream_rpc_method_handler
-        elif method.path in STREAMED:
-            serve, made = self._many, grpc.unary_stream_rpc_method_handler
-        else:
-            serve, made = self._one, grpc.unary_unary_rpc_method_handler
-
-        async def counted(asked: Any, context: Any) -> Any:
-            self.started[name] += 1
-            code = "OK"
-            try:
-                return await serve(method, asked, context)
-            except asyncio.CancelledError:
-                code = "Canceled"
-                raise
-            except _Refused as refused:
-                status = _CODES.get(refused.code, grpc.StatusCode.UNKNOWN)
-                code = "".join(part.capitalize() for part in status.name.split("_"))  # as etcd's metrics have it
-                await context.abort(status, str(refused))
-            except BaseException:
-                code = "Unknown"
-                raise
-            finally:
-                self.handled[(*name, code)] += 1
-
-        return made(counted, None, CLASSES[method.response].SerializeToString)
-
-    # -- calls -----------------------------------------------------------------------------------
-
-    def _call(self, path: str, context: Any, below: str = "/v3") -> _Call:
-        given = dict(context.invocation_metadata() or ())
-        token = given.get("token") or given.get("authorization") or ""
-        headers = {b"authorization": token.encode() if isinstance(token, str) else bytes(token)} if token else {}
-        return _Call(self._http, below + path, headers, _is_local(context.peer()), path in STREAMED)
-
-    async def _one(self, method: Method, message: bytes, context: Any) -> Message:
-        call = self._call(method.path, context)
-        try:
-            call.begin(_document(method, message))
-            body = await call.answer()
-        finally:
-            call.close()
-        call.check()
-        return from_document(method.response, json.loads(body))
-
-    async def _many(self, method: Method, message: bytes, context: Any) -> None:
-        call = self._call(method.path, context)
-        try:
-            call.begin(_document(method, message))
-            await self._pour(method, call, context)
-        finally:
-            call.close()
-
-    async def _both(self, method: Method, messages: AsyncIterator[bytes], context: Any) -> None:
-        call = self._call(method.path, context)
-        reader = self._loop.create_task(self._read(method, call, messages))
-        try:
-            call.begin(_PRELUDE if method.path == "/watch" else b"", is_open=True)
-            await self._pour(method, call, context)
-        finally:
-            reader.cancel()
-            call.close()
-
-    async def _read(self, method: Method, call: _Call, messages: AsyncIterator[bytes]) -> None:
-        try:
-            async for message in messages:
-                await call.feed(_document(method, message))
-        except _Refused as refused:
-            call.refused = refused
-            call.close()
-            return
-        if method.path == "/watch":
-            call.close()  # etcd ends a watch stream with the client's half of it
-        else:
-            await call.feed(b"", more=False)
-
-    async def _pour(self, method: Method, call: _Call, context: Any) -> None:
-        """Every message of the answer goes to the client, as it takes them."""
-        while (line := await call.line()) is not None:
-            said = json.loads(line)
-            if "error" in said:
-                raise _Refused(int(said["error"]["grpc_code"]), str(said["error"]["message"]))
-            await context.write(from_document(method.response, said["result"]))
-        if call.refused is not None:
-            raise call.refused
-        if not call.left:
-            call.check()
-
-    async def _health(self, _: bytes, context: Any) -> Message:
-        """``grpc.health.v1.Health/Check``: as ``/health`` says."""
-        call = self._call("/health", context, below="")
-        try:
-            call.begin(b"", method="GET")
-            await call.answer()
-        finally:
-            call.close()
-        return CLASSES["HealthCheckResponse"](status=1 if call.status == 200 else 2)
-
-
-def _is_local(peer: str) -> bool:
-    """Whether a client is of this host, by its address as gRPC spells it."""
-    kind, _, where = unquote(peer).partition(":")
-    return FAR not in where if kind.startswith("unix") else where.startswith(("127.", "[::1]", "[::ffff:127."))
+def _outcome(code: int, text: str) -> Headers:
+    """Head and trailers of an answer without messages; the text as the protocol wants it."""
+    out = [*_HEAD, (b"grpc-status", str(code).encode())]
+    if text:
+        out.append((b"grpc-message", quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~").encode()))
+    return out

@@ -17,7 +17,7 @@ from typing import Any
 
 import httptools
 
-from .splice import PREFACE, Splice
+from .http2 import PREFACE, Handler, Http2, Stream
 
 logger = logging.getLogger("argosy.http")
 
@@ -215,7 +215,6 @@ class _Connection(asyncio.Protocol):
         self._active: Request | None = None
         self._refused = False
         self._first = b""  # what may become the preface of HTTP/2
-        self._splice: Splice | None = None
         self.full = False
 
     # asyncio
@@ -229,16 +228,13 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if self._splice is not None:
-            self._splice.take(data)
-            return
-        if self._request is None and self._server.http2:
+        if self._request is None and self._server.streams_of_http2 is not None:
             data, self._first = self._first + data, b""
             if data.startswith(PREFACE[: len(data)]):
                 if len(data) < len(PREFACE):
                     self._first = data
                 else:
-                    self._pass_on(data)
+                    self._become_http2(data)
                 return
         try:
             self._parser.feed_data(data)
@@ -251,27 +247,25 @@ class _Connection(asyncio.Protocol):
             else:
                 self._refuse(400, f"not HTTP/1.1: {error}")
 
-    def _pass_on(self, data: bytes) -> None:
-        self._splice = Splice(self._transport)
-        self._splice.take(data)
-        self._splice.open(asyncio.get_running_loop(), self._server.http2, self.local)
+    def _become_http2(self, data: bytes) -> None:
+        assert self._server.streams_of_http2 is not None
+        connections = self._server.connections
+        heir = Http2(self._transport, self.local, self._server.streams_of_http2, connections.discard)
+        connections.discard(self)
+        connections.add(heir)
+        self._transport.set_protocol(heir)
+        heir.data_received(data)
 
     def pause_writing(self) -> None:
         self.full = True
-        if self._splice is not None:
-            self._splice.wait(True)
 
     def resume_writing(self) -> None:
         self.full = False
-        if self._splice is not None:
-            self._splice.wait(False)
         if self._active is not None and self._active.on_drain is not None:
             self._active.on_drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
-        if self._splice is not None:
-            self._splice.close()
         active, self._active = self._active, None
         if active is not None and active.on_close is not None:
             active.on_close()
@@ -468,10 +462,10 @@ class HttpServer:
     def __init__(self, dispatch: Callable[[Request], None], streams: frozenset[str] = frozenset()) -> None:
         self.dispatch = dispatch
         self.streams = streams
-        self.connections: set[_Connection] = set()
+        self.connections: set[_Connection | Http2] = set()
         self.cut_off = 0
-        #: Where connections that begin with HTTP/2 go on: an abstract Unix address; none: they are refused.
-        self.http2 = ""
+        #: What answers streams of HTTP/2; None: connections that begin so are refused.
+        self.streams_of_http2: Callable[[Stream], Handler] | None = None
         self._servers: list[asyncio.AbstractServer] = []
 
     def take(self, request: Request) -> None:

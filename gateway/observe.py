@@ -17,6 +17,8 @@ from brain.raft import Role
 from fleet.updating import State
 from metrics.exporter import Family
 
+from .grpc_door import GrpcDoor
+
 #: Where the kernel's smoothed round trip (microseconds) lies in ``struct tcp_info``.
 _TCP_INFO_BYTES, _TCP_RTT = 104, struct.Struct("@68xI")
 SUBS_SHOWN = ("running", "exited", "dead", "failed", "auto-restart", "start", "start-pre", "stop-sigterm")
@@ -224,15 +226,11 @@ def door_families(company: Company) -> Iterable[Family]:
         door.server.cut_off
     )
     yield Family("gauge", "argosy_http_watches", "Watches of clients.").add(len(getattr(door, "feeds", ())))
-    yield from _grpc_families(company)
+    yield from _grpc_families(door.grpc)
 
 
-def _grpc_families(company: Company) -> Iterable[Family]:
-    """Calls of the gRPC door, by the names that etcd's dashboards know."""
-    ref = company.system.find("grpc")
-    if ref is None:
-        return
-    door: Any = ref._mailbox.actor  # noqa: SLF001 - read only, at scrape
+def _grpc_families(door: GrpcDoor) -> Iterable[Family]:
+    """Calls over gRPC, by the names that etcd's dashboards know."""
     started = Family("counter", "grpc_server_started", "Calls that began.", ("grpc_service", "grpc_method"))
     for name, count in sorted(door.started.items()):
         started.add(count, *name)

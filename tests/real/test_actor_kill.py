@@ -13,7 +13,7 @@ from cli.session import Session
 from ..waiting import wait_until
 from .cluster import Cluster
 
-OWN_ACTORS = ("raft", "machine", "scheduler", "timers", "rollouts", "lock-manager", "updater", "control", "grpc", "gateway")
+OWN_ACTORS = ("raft", "machine", "scheduler", "timers", "rollouts", "lock-manager", "updater", "control", "gateway")
 #: Killed one by one with machines that need them (``test_agents``), and here all at once.
 MORE_ACTORS = ("desk", "electorate", "relay")
 
@@ -125,7 +125,7 @@ def test_all_actors_of_the_leader_are_killed_at_once(cluster: Cluster, picture: 
     order = ["units", *(name for name in (*OWN_ACTORS, *MORE_ACTORS) if name != "control"), "control"]
     for path in sorted(mine, key=lambda path: order.index(path.split("/")[1])):
         cluster.ask("actor.kill", path=path)
-    own = [path for path in mine if "/units/" not in path and not path.endswith("/grpc")]  # may be a new child of a new parent
+    own = [path for path in mine if "/units/" not in path]  # a unit's may be a new child of a new parent
     wait_until(
         "all of them to come back",
         lambda: set(mine) <= set(now := _actors(cluster))
