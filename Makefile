@@ -33,7 +33,7 @@ debian-demo:
 	@deploy/debian-packages haproxy $(if $(ENGINE),docker.io busybox-static iptables iproute2) || true
 
 debian-test:
-	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2 docker.io busybox-static iptables systemd curl e2fsprogs mount procps
+	@deploy/debian-packages haproxy prometheus etcd-server etcd-client wrk iproute2 docker.io busybox-static iptables systemd curl e2fsprogs mount procps chromium
 
 demo: $(STAMP) debian-demo
 	$(BIN)/argosy demo --dir $(PICTURE_DIR) $(if $(ONCE),--once) $(if $(ENGINE),--engine $(ENGINE))

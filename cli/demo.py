@@ -234,6 +234,7 @@ def stay(session: Session, folder: Path, offset: int) -> None:
     for row in rows:
         if row["unit"].startswith("lb@"):
             print(f"  http://127.0.0.1:{row['ports']['http']}/   the page, through {row['unit']} on {row['machine']}")
+    print(f"  http://127.0.0.1:{local.HTTP + 1 + offset}/   the machines and their units, live")
     print(f"  http://127.0.0.1:{local.HTTP + 1 + offset}/v2/keys/services?recursive=true   the brain")
     print(f"  http://127.0.0.1:{local.HTTP + 1 + offset}/metrics   metrics")
     print(f"try:  argosy --context {folder / 'context.toml'} unit list\nCtrl-C stops everything")

@@ -40,7 +40,7 @@ def up(machines: int, folder: str, offset: int, detach: bool, no_default: bool, 
     session = Session(context=str(place / "context.toml"), timeout=30.0)
     await_cluster(session, machines)
     hint = "" if is_default else f"export ARGOSY_CONTEXT={place / 'context.toml'}\n"
-    click.echo(f"{hint}{machines} machines are up in {place}")
+    click.echo(f"{hint}{machines} machines are up in {place}; look at them: http://127.0.0.1:{local_cluster.HTTP + 1 + offset}/")
 
 
 def detach_watcher(place: Path) -> None:

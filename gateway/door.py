@@ -19,7 +19,7 @@ from brain.store import Store
 from kernel.actor import Actor, handles
 from metrics.exporter import CONTENT_TYPE, Exporter
 
-from . import fleet_door, lock_door, v2
+from . import fleet_door, lock_door, page_door, v2
 from .access import Access, hash_password
 from .feed import Feed
 from .grpc_door import GrpcDoor
@@ -116,6 +116,7 @@ class Gateway(Doors):
         self.secure = secure
         self.started_ms = int(time.time() * 1000)
         self.feeds: set[Feed] = set()
+        self.look = page_door.Look(control, loop.time)
         self.access = Access(lambda: self.store().live.get(auth.KEY), self._elsewhere, time.time)
         self.operations = {name: [0, 0] for name in COUNTERS}  # [done, refused]
 
@@ -155,6 +156,8 @@ class Gateway(Doors):
             fleet_door.FleetRequest(self, request).run()
         elif self.control is not None and path in lock_door.PATHS:
             lock_door.LockRequest(self, request).run()
+        elif self.control is not None and page_door.is_page(path):
+            page_door.PageRequest(self, request).run()
         elif path not in _PAGES:
             self.plain(request, 404, "404 page not found")
         elif request.method != "GET" and (request.method, path) != ("HEAD", "/metrics"):

@@ -38,7 +38,7 @@ UNREAD_BYTES_MAX = 1024 * 1024
 LINGER_S_MAX = 2.0
 
 REASONS = {
-    200: "OK", 201: "Created", 204: "No Content", 301: "Moved Permanently", 400: "Bad Request", 401: "Unauthorized",
+    200: "OK", 201: "Created", 204: "No Content", 301: "Moved Permanently", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
     403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
     412: "Precondition Failed", 413: "Payload Too Large", 415: "Unsupported Media Type",
     423: "Locked", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
