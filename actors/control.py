@@ -88,6 +88,10 @@ class Authority:
     sign: Callable[[bytes, str, str], bytes] | None  # request, name, role
 
 
+def _machine_in(prefix: bytes, key: bytes) -> str:
+    return key[len(prefix) :].decode().partition("/")[0]
+
+
 class Control(BrainActor):
     """See the module docstring."""
 
@@ -201,10 +205,14 @@ class Control(BrainActor):
             out[unit, machine] = self._decoded(key, item)
         return out
 
-    def states_of(self, unit: str) -> list[dict[str, Any]]:
-        """What is true of one unit, where it is; to be read, not changed."""
+    def states_of(self, unit: str) -> dict[str, dict[str, Any]]:
+        """What is true of one unit, by machine; to be read, not changed."""
         items = self.items(STATES)
-        return [self._decoded(key, items[key]) for key in self._keys.get(STATES, {}).get(unit, ())]
+        return {_machine_in(STATES, key): self._decoded(key, items[key]) for key in self._keys.get(STATES, {}).get(unit, ())}
+
+    def places_of(self, unit: str) -> list[str]:
+        """The machines that one unit is placed on."""
+        return [_machine_in(PLACES, key) for key in self._keys.get(PLACES, {}).get(unit, ())]
 
     def wanted(self, unit: str) -> dict[str, Any] | None:
         """What is wanted of one unit; to be read, not changed."""
@@ -240,8 +248,9 @@ class Control(BrainActor):
 
     def machine_name(self, machine: str) -> str:
         """The name of a machine, or its id if it has none."""
-        item = self.items(MACHINES).get(MACHINES + machine.encode())
-        return json.loads(item.value)["name"] if item is not None else machine
+        key = MACHINES + machine.encode()
+        item = self.items(MACHINES).get(key)
+        return str(self._decoded(key, item)["name"]) if item is not None else machine
 
     def find_machine(self, text: str) -> str:
         """A machine's id from its name, id or a unique prefix of it."""

@@ -210,6 +210,10 @@ def handles(*types: type) -> Callable[[F], F]:
     return mark
 
 
+def _nothing() -> None:
+    """What a timer that is over would do."""
+
+
 class Timer:
     """A pending callback of one actor; cancelled when the actor's life ends."""
 
@@ -232,6 +236,7 @@ class Timer:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+        self._action = _nothing  # what it would have called may hold whoever holds this timer
         if self._mailbox.timers is not None:
             self._mailbox.timers.discard(self)
 
@@ -242,13 +247,12 @@ class Timer:
     def _fire(self) -> None:
         if self._handle is None or self._incarnation != self._mailbox.incarnation:
             return
+        action = self._action
         if self._period is None:
-            self._handle = None
-            if self._mailbox.timers is not None:
-                self._mailbox.timers.discard(self)
+            self.cancel()
         else:
             self._handle = self._mailbox.dispatcher.call_later(self._period, self._due)
-        self._action()
+        action()
 
 
 class Actor(pykka.Actor):

@@ -192,7 +192,7 @@ def desire(control: Control, known: Known, units: list[str], desired: str, bump:
             raise Missing(f"no unit is called {unit}{also}; submit its file first")
         # starting what has ended is another run, whose outcome is not that of the last
         over = desired == "launched" and (
-            any(map(is_over, control.states_of(unit)))
+            any(map(is_over, control.states_of(unit).values()))
             or (unit in known and done_run(control, unit, known[unit][0]) is not None)
         )
         step = known.change(unit, desired, again=bump or over)
@@ -206,7 +206,7 @@ def desire_with_others(control: Control, known: Known, units: list[str], verb_: 
     specs = known.related()
     plan = dependencies.plan(verb_, units, specs, known.spec)
     for unit, other in plan.requisites:
-        if not any(state["active"] in ("active", "reloading") for state in control.states_of(other)):
+        if not any(state["active"] in ("active", "reloading") for state in control.states_of(other).values()):
             raise Failed(f"{unit} is not started: Requisite={other}, which is not active")
     if verb_ == "start":
         chosen = {unit: spec for unit in [*units, *plan.launch] if (spec := known.spec(unit)) is not None}

@@ -23,7 +23,7 @@ WORDS_MAX, WORD_CHARS_MAX = 1000, 131_072
 def _unit_enter(control: Control, args: dict[str, Any]) -> Promise:
     """Begin a command inside a unit that runs; answers its name, the machine, and the session."""
     unit = Known(control.items(UNITS)).canonical(names.parse(str(args["unit"])).full)
-    running = sorted(m for (u, m), state in control.states().items() if u == unit and state["active"] != "inactive")
+    running = sorted(m for m, state in control.states_of(unit).items() if state["active"] != "inactive")
     if args.get("machine"):
         running = [m for m in running if m == control.find_machine(str(args["machine"]))]
     if not running and not control.states_of(unit) and control.wanted(unit) is None:

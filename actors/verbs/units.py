@@ -149,7 +149,7 @@ def _is_started(control: Control, unit: str) -> Any:
     held = _held(control, unit)
     if held is not None:
         return f"{unit} is not started: {held['hold']}" if held["blocked"] else False
-    states = [s for s in control.states_of(unit) if (s["hash"], s.get("asked", 0)) == current]
+    states = [s for s in control.states_of(unit).values() if (s["hash"], s.get("asked", 0)) == current]
     if not states or len(states) < len(control.states_of(unit)):
         return False
     for state in states:
@@ -168,7 +168,7 @@ def _held(control: Control, unit: str) -> dict[str, Any] | None:
 
 
 def _is_stopped(control: Control, unit: str) -> Any:
-    return all(s["active"] in ("inactive", "failed") for s in control.states_of(unit))
+    return all(s["active"] in ("inactive", "failed") for s in control.states_of(unit).values())
 
 
 def _is_loaded(control: Control, unit: str) -> Any:
@@ -255,23 +255,19 @@ def _unit_records(control: Control, _: dict[str, Any]) -> Any:
 def _unit_files(control: Control, _: dict[str, Any]) -> Any:
     return [
         {"unit": u, "hash": r["hash"], "desired": r["desired"], "machines": sorted(
-            control.machine_name(m) for m in control.places().get(u, ()))}
+            control.machine_name(m) for m in control.places_of(u))}
         for u, r in sorted(control.units().items())
     ]  # fmt: skip
 
 
 def _rows(control: Control, units: list[str]) -> list[dict[str, Any]]:
     """One row per unit and machine, with the contract's keys."""
-    known, states, placed = control.units(), control.states(), control.places()
     now = control.ports.clock.wall()
-    by_unit: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for (unit, machine), state in states.items():
-        by_unit.setdefault(unit, []).append((machine, state))
     rows = []
     for unit in units:
-        record = known.get(unit, {"desired": "inactive", "hash": ""})
-        seen = sorted(by_unit.get(unit, []), key=lambda pair: control.machine_name(pair[0]))
-        waiting = sorted(set(placed.get(unit, ())) - {m for m, _ in seen})
+        record = control.wanted(unit) or {"desired": "inactive", "hash": ""}
+        seen = sorted(control.states_of(unit).items(), key=lambda pair: control.machine_name(pair[0]))
+        waiting = sorted(set(control.places_of(unit)) - {m for m, _ in seen})
         if not seen and not waiting:
             rows.append(_row(unit, "", record, None, now))
         rows += [_row(unit, control.machine_name(m), record, s, now) for m, s in seen]
@@ -307,7 +303,7 @@ def _unit_status(control: Control, args: dict[str, Any]) -> Promise:
     processes: list[dict[str, Any]] = []
     status = {"unit": unit, "rows": rows, "why": _why(control, unit), "history": _history(control, unit),
               "processes": processes, "log": lines}  # fmt: skip
-    asked = [(m, verb_) for (u, m) in control.states() if u == unit for verb_ in ("host.log", "host.processes")]
+    asked = [(m, verb_) for m in control.states_of(unit) for verb_ in ("host.log", "host.processes")]
     left = len(asked[:STATUS_SOURCES_MAX])
 
     def one(machine: str, verb_: str) -> None:
@@ -338,7 +334,7 @@ def _host_processes(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
     inbox = control.actor_inbox
     unit = str(args["unit"])
-    state = next((s for (u, m), s in control.states().items() if (u, m) == (unit, control.machine)), {})
+    state = control.states_of(unit).get(control.machine, {})
 
     def done(rows: list[dict[str, Any]]) -> None:
         inbox.post(lambda: promise.reply(rows))
@@ -355,9 +351,7 @@ def _unit_history(control: Control, args: dict[str, Any]) -> Any:
 def _history(control: Control, unit: str) -> list[dict[str, Any]]:
     """What happened to a unit, oldest first: its runs where it is now, and how it came there."""
     rows = []
-    for (name, machine), state in control.states().items():
-        if name != unit:
-            continue
+    for machine, state in control.states_of(unit).items():
         where = control.machine_name(machine)
         for began, ended, result, how in state.get("runs", []):
             rows.append({"time": began, "machine": where, "event": "started", "detail": ""})
@@ -375,7 +369,7 @@ def _history(control: Control, unit: str) -> list[dict[str, Any]]:
 
 def _known_unit(control: Control, args: dict[str, Any]) -> str:
     unit = Known(control.items(UNITS)).canonical(names.parse(str(args["unit"])).full)
-    if unit not in control.units() and not control.states_of(unit):
+    if control.wanted(unit) is None and not control.states_of(unit):
         raise Missing(f"no unit is called {unit}")
     return unit
 
@@ -429,7 +423,7 @@ def _log_sources(control: Control, args: dict[str, Any]) -> list[tuple[str, str]
             name = stored.canonical(names.parse(name).full)
         units = _matching(known, name)
         for unit in units:
-            machines = {m for (u, m) in control.states() if u == unit} or set(control.places().get(unit, []))
+            machines = set(control.states_of(unit)) or set(control.places_of(unit))
             found += [(unit, machine) for machine in sorted({only} if only else machines or {control.machine})]
     if len(found) > LOG_SOURCES_MAX:
         raise BadRequest(f"log_sources_max: {LOG_SOURCES_MAX} logs at a time, these are {len(found)}")
@@ -473,7 +467,7 @@ def _unit_reload(control: Control, args: dict[str, Any]) -> Promise:
     promise = Promise()
     found = []
     for unit in unit_names(control, args):
-        machines = [m for (u, m), state in control.states().items() if u == unit and state["active"] == "active"]
+        machines = [m for m, state in control.states_of(unit).items() if state["active"] == "active"]
         if not machines:
             _known_unit(control, {"unit": unit})
             raise Failed(f"{unit} does not run, so it cannot be reloaded")
@@ -509,7 +503,7 @@ def _unit_why(control: Control, args: dict[str, Any]) -> Any:
 
 def _why(control: Control, unit: str) -> dict[str, Any]:
     """Why a unit is where it is, or is nowhere: one sentence, and one per machine."""
-    record = control.units().get(unit)
+    record = control.wanted(unit)
     if record is None:
         return {"unit": unit, "reason": "it was destroyed and is being stopped", "machines": {}}
     if names.parse(unit).is_template:
@@ -518,7 +512,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
         return {"unit": unit, "reason": _why_timer(control, unit, record), "machines": {}}
     if record["desired"] == "inactive":
         return {"unit": unit, "reason": "nobody asked for it to be loaded or started", "machines": {}}
-    where = control.places().get(unit, [])
+    where = control.places_of(unit)
     picture = all_placements(control)
     spec = picture.units.get(unit)
     machines: dict[str, str] = {}
@@ -540,7 +534,7 @@ def _why(control: Control, unit: str) -> dict[str, Any]:
     if not alive:
         lost = ", ".join(control.machine_name(m) for m in where)
         return {"unit": unit, "reason": f"its machine {lost} is lost; it will be moved", "machines": machines}
-    seen = control.states_of(unit)
+    seen = list(control.states_of(unit).values())
     state = seen[0] if seen else None
     on = ", ".join(control.machine_name(m) for m in alive)
     if state is None and (held := _held(control, unit)) is not None:
@@ -563,7 +557,7 @@ def _why_timer(control: Control, unit: str, record: dict[str, Any]) -> str:
     """When it elapses next, and when it did last."""
     spec = unitfile.load_timer(unit, record["content"])
     known = json.loads(control.items(TIMERS)[TIMERS + unit.encode()].value)
-    states = [s["since"] for s in control.states_of(spec.unit) if s["active"] in ("inactive", "failed") and s.get("last_exit")]
+    states = [s["since"] for s in control.states_of(spec.unit).values() if s["active"] in ("inactive", "failed") and s.get("last_exit")]
     target = timer.Target(0.0, max(states, default=0.0))
     kept = timer.Record(known["since"], known["last"], known["fired"])
     at = timer.next_elapse(spec, kept, target, control.ports.clock.wall())
