@@ -263,6 +263,8 @@ class Raft:
         self._read_round_index = 0
         self._read_acks: set[str] = set()
         self._reads_in_round: list[int] = []
+        self._read_quick: frozenset[str] = frozenset()  # who confirmed the last round
+        self._read_asked: frozenset[str] = frozenset()  # who alone was asked in this one; empty: everybody was
         self._reads_waiting: list[int] = []
         self._reads_done: list[tuple[int, int]] = []
         self.elections = 0
@@ -492,7 +494,10 @@ class Raft:
                 progress.active = False
         if self._heartbeat_elapsed >= self.settings.heartbeat_ticks:
             self._heartbeat_elapsed = 0
-            self._broadcast_heartbeat()
+            self._broadcast_heartbeat(self.progress)
+        elif self._reads_in_round and self._read_asked:  # those who are quick otherwise are not: ask the others, too
+            self._broadcast_heartbeat([peer for peer in self.progress if peer not in self._read_asked])
+        self._read_asked = frozenset()
 
     def _voting(self) -> frozenset[str]:
         return self.config.voters | self.config.outgoing
@@ -534,6 +539,7 @@ class Raft:
         self._reads_in_round = []
         self._reads_waiting = []
         self._read_acks = set()
+        self._read_asked = frozenset()
 
     def _become_follower(self, term: int, leader: str) -> None:
         self._reset(term)
@@ -856,9 +862,10 @@ class Raft:
 
     # -- heartbeats and reads ------------------------------------------------------------
 
-    def _broadcast_heartbeat(self) -> None:
+    def _broadcast_heartbeat(self, peers: Iterable[str]) -> None:
         context = self._read_round if self._reads_in_round else 0
-        for peer, progress in self.progress.items():
+        for peer in peers:
+            progress = self.progress[peer]
             commit = min(progress.match, self.log.commit)
             progress.inflight_at_heartbeat = progress.inflight[0] if progress.inflight else 0
             self._messages.append(
@@ -874,8 +881,13 @@ class Raft:
         self._read_round_index = self.log.commit
         self._read_acks = {self.id}
         self._reads_in_round, self._reads_waiting = self._reads_waiting, []
-        if not self._finish_read_round():
-            self._broadcast_heartbeat()
+        if self._finish_read_round():
+            return
+        # A quorum is enough to confirm (6.4), so those who answered first the last time are asked alone; who
+        # is silent this time costs a tick.
+        quick = self._read_quick & self._voting()
+        self._read_asked = quick if self.config.has_quorum(quick | {self.id}) else frozenset()
+        self._broadcast_heartbeat(sorted(quick) if self._read_asked else self.progress)
 
     def _finish_read_round(self) -> bool:
         if not self.config.has_quorum(self._read_acks):
@@ -883,6 +895,7 @@ class Raft:
         index = self._read_round_index
         self._reads_done.extend((context, index) for context in self._reads_in_round)
         self._reads_in_round = []
+        self._read_quick = frozenset(self._read_acks - {self.id})
         self._start_read_round()
         return True
 

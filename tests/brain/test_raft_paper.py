@@ -16,6 +16,7 @@ from brain.raft import (
     Kind,
     Message,
     NotLeaderError,
+    Progress,
     ProposalDroppedError,
     Raft,
     Role,
@@ -856,6 +857,40 @@ def test_6_4_a_late_acknowledgement_of_an_earlier_round_does_not_count() -> None
     assert drive(core).reads == []
 
 
+def test_6_4_who_confirmed_last_is_asked_alone_and_the_others_a_tick_later() -> None:
+    """A majority is enough; one that falls silent costs a tick, not the read."""
+    core = leader(raft(settings=Settings(heartbeat_ticks=4, election_ticks=20)))
+    ack(core, "2", "3")
+    core.read(1)
+    beat_replies(core, drive(core).messages, "3")
+    assert drive(core).reads == [(1, 1)]
+    core.read(2)
+    beats = drive(core).kinds(Kind.HEARTBEAT)
+    assert {m.to for m in beats} == {"3"}
+    ticks(core, 1)
+    others = drive(core).kinds(Kind.HEARTBEAT)
+    assert {m.to for m in others} == {"2"}
+    ticks(core, 1)
+    assert drive(core).kinds(Kind.HEARTBEAT) == [], "they were all asked"
+    beat_replies(core, others, "2")
+    assert drive(core).reads == [(2, 1)]
+    core.read(3)
+    assert {m.to for m in drive(core).kinds(Kind.HEARTBEAT)} == {"2"}, "who was quick this time"
+
+
+def test_6_4_those_who_were_quick_are_no_majority_of_other_members() -> None:
+    """After a change of members everybody is asked again."""
+    core = established(voters="12345")
+    core.read(1)
+    beat_replies(core, drive(core).messages, "2", "3")
+    assert drive(core).reads == [(1, 1)]
+    core.config = Config(frozenset("13456"))
+    for peer in "6":
+        core.progress[peer] = Progress(1)
+    core.read(2)
+    assert {m.to for m in drive(core).kinds(Kind.HEARTBEAT)} == set(core.progress)
+
+
 def test_6_4_the_point_of_a_read_is_the_commit_index_when_it_began() -> None:
     """The leader saves its current commit index: what is committed during the round is not needed."""
     core = established()
@@ -897,8 +932,8 @@ def test_6_4_one_round_serves_all_reads_that_wait() -> None:
     beat_replies(core, first, "2")
     second = drive(core)
     assert second.reads == [(0, 1)]
-    assert len(second.kinds(Kind.HEARTBEAT)) == 2
-    beat_replies(core, second.messages, "3")
+    assert len(second.kinds(Kind.HEARTBEAT)) == 1, "one round, of those who are quick"
+    beat_replies(core, second.messages, "2")
     assert [context for context, _ in drive(core).reads] == list(range(1, 1001))
 
 
