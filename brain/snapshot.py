@@ -5,9 +5,10 @@ Pure bytes, like the log: a file without its end record was never finished.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from .codec import decode, encode
@@ -19,6 +20,8 @@ from .wal import RECORD_BYTES_MAX, DamagedLogError
 
 MAGIC = b"argosy-snapshot-3\n"
 _RECORD = struct.Struct("<II")
+#: A sealed file is a multiple of the one, and the other, bytes long.
+_SEAL_BLOCK, _SEAL_SUM = 512, 32
 #: Bytes of one piece on its way to disk or to another peer.
 CHUNK_BYTES = 256 * 1024
 
@@ -71,6 +74,25 @@ def chunks(meta: Meta, image: Image) -> Iterator[tuple[bytes, bool]]:
 def dump(meta: Meta, store: Store) -> bytes:
     """The whole file at once."""
     return b"".join(pieces(meta, Image(store)))
+
+
+def seal(size: int, digest: Callable[[bytes], bytes]) -> bytes:
+    """What makes a file of ``size`` bytes one that etcd's tools take for a whole snapshot.
+
+    They want its length to be 32 more than a multiple of 512, and SHA-256 of all before at its end.
+    The last two bytes of the filling say how long it is.  ``digest(filling)``: the sum of the file and the filling.
+    """
+    length = 2 + -(size + 2) % _SEAL_BLOCK
+    filling = bytes(length - 2) + length.to_bytes(2)
+    return filling + digest(filling)
+
+
+def unseal(data: bytes) -> bytes:
+    """A file without its seal, if it has one; what is damaged stays as it is, for :func:`load` to say where."""
+    content, said = data[:-_SEAL_SUM], data[-_SEAL_SUM:]
+    if len(data) % _SEAL_BLOCK != _SEAL_SUM or hashlib.sha256(content).digest() != said:
+        return data
+    return content[: len(content) - int.from_bytes(content[-2:])]
 
 
 def load(path: str, data: bytes) -> tuple[Meta, Store]:

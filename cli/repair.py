@@ -138,7 +138,7 @@ def restore(file: Path, config: HostConfig) -> dict[str, Any]:
     """A new cluster of one host with the state of a saved snapshot."""
     folder = Path(config.data_dir).absolute()
     try:
-        _, store = snapshot.load(str(file), file.read_bytes())
+        _, store = snapshot.load(str(file), snapshot.unseal(file.read_bytes()))
     except (DamagedLogError, OSError) as error:
         raise HostError(f"{error}") from None
     if (folder / "host.json").exists():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from actors.brain_client import SECRETS
 from actors.raft_messages import ChangeConfig, Save, Status, TransferLeadership
+from brain.snapshot import seal
 from brain.store import Store, prefix_end
 
 from . import members, v3
@@ -174,16 +176,23 @@ def snapshot(call: Call, _: Message) -> None:
     def done(chunks: list[bytes]) -> None:
         call.begin()
         pieces = deque(chunks)
-        left = sum(map(len, chunks))
+        size = sum(map(len, chunks))
+        left = size + len(seal(size, lambda _: bytes(32)))
+        so_far = hashlib.sha256()
+
+        def digest(filling: bytes) -> bytes:
+            so_far.update(filling)
+            return so_far.digest()
 
         def go_on() -> None:
             nonlocal left
-            while pieces and not call.request.full:
-                piece = pieces.popleft()
+            while left and not call.request.full:
+                piece = pieces.popleft() if pieces else seal(size, digest)
+                so_far.update(piece)
                 left -= len(piece)
                 if not call.send(header=call.header(), blob=b64(piece), **lean(remaining_bytes=left)):
                     return
-            if not pieces:
+            if not left:
                 call.request.end()
 
         call.request.on_drain = go_on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
@@ -15,7 +16,7 @@ from brain import (  # noqa: F401 - the tree registers its commands
     tree,
 )
 from brain.raft import Config
-from brain.snapshot import Meta
+from brain.snapshot import MAGIC, Meta
 from brain.store import Store
 from brain.wal import DamagedLogError
 
@@ -175,3 +176,24 @@ def test_file_names_sort_by_index() -> None:
     """The newest is the last of a listing."""
     indexes = [1, 9, 10, 99, 10**6, 10**12]
     assert sorted(map(snapshot.file_name, indexes)) == [snapshot.file_name(i) for i in indexes]
+
+
+@pytest.mark.parametrize("size", [0, 1, 477, 478, 479, 480, 481, 510, 511, 512, 100_000])
+def test_a_sealed_file_is_what_it_was(size: int) -> None:
+    """etcd's tools take it for whole; we take the seal off, and see when it does not fit."""
+    data = bytes(n % 251 for n in range(size))
+    sealed = data + snapshot.seal(size, lambda filling: hashlib.sha256(data + filling).digest())
+    assert len(sealed) % 512 == 32
+    assert snapshot.unseal(sealed) == data
+    damaged = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    assert snapshot.unseal(damaged) == damaged
+
+
+def test_a_sealed_snapshot_that_was_changed_is_refused() -> None:
+    """The seal that does not fit any more is taken for a part of the file, and does not fit there either."""
+    data = snapshot.dump(META, Store())
+    sealed = data + snapshot.seal(len(data), lambda filling: hashlib.sha256(data + filling).digest())
+    assert snapshot.load(PATH, snapshot.unseal(sealed))[0] == META
+    for at in (len(MAGIC) + 9, len(data) + 3, len(sealed) - 1):
+        with pytest.raises(DamagedLogError):
+            snapshot.load(PATH, snapshot.unseal(sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]))

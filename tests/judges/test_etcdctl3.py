@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 
@@ -104,7 +105,6 @@ SCENARIOS: dict[str, str] = {
         lease list
         get @/ --prefix
         lease grant 0
-        lease revoke {lease}
         lease grant 10000000000
         lease grant x
         lease revoke xyz
@@ -262,6 +262,14 @@ def _watches(etcdctl: Etcdctl3) -> int:
         counts = re.findall(r"^(?:etcd_debugging_mvcc_watcher_total|argosy_http_watches) (\S+)", text, re.M)
         found += sum(int(float(count)) for count in counts)
     return found
+
+
+def test_etcdctl3_saves_a_snapshot(pair: Pair, tmp_path: Path) -> None:
+    """It looks for a sum at the end, and keeps nothing without."""
+    for etcdctl in both(pair, "snapshot", Etcdctl3):
+        etcdctl.run("put @/a 1")
+        saved = etcdctl.run(f"snapshot save {tmp_path}/{etcdctl.server.client_ports[0]}.snap")
+        assert saved.status == 0 and saved.stdout.startswith("Snapshot saved at"), saved
 
 
 def test_etcdctl3_with_authentication(pair: Pair) -> None:

@@ -27,6 +27,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brain import snapshot
 from cli import local
 from gateway.v3_door import PATHS
 from gateway.v3_messages import STREAMS
@@ -1566,6 +1567,8 @@ def test_a_snapshot_leaves_an_open_door_to_this_host_alone(lone: Peers) -> None:
     pieces = [json.loads(line)["result"] for line in _snapshot(lone, "127.0.0.1").text.splitlines()]
     sizes = [len(base64.b64decode(piece["blob"])) for piece in pieces]
     assert [int(p.get("remaining_bytes", 0)) for p in pieces] == [sum(sizes[n + 1 :]) for n in range(len(sizes))]
+    kept = b"".join(base64.b64decode(piece["blob"]) for piece in pieces)
+    assert snapshot.load("kept", snapshot.unseal(kept))[1].revision == int(pieces[0]["header"]["revision"])
     page = {"Origin": "http://127.0.0.1", "Content-Type": "text/plain"}
     assert lone.ask(0, "POST", "/v3/maintenance/snapshot", b"{}", page).status == 403
     refused = _snapshot(lone, far)
