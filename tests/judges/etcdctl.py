@@ -162,6 +162,7 @@ def normal3(text: str, etcdctl: Etcdctl) -> str:
     text = re.sub(r"(http://)?127\.0\.0\.1:\d+", "ADDRESS", text)
     text = re.sub(r"\b(?:[0-9a-f]{12,16}|\d{16,20})\b", "ID", text)  # in hexadecimal, and in decimal
     text = re.sub(r"\[?\d{4}-\d\d-\d\dT[\d:.]+Z?\]?|\"ts\":[\d.]+", "TIME", text)
+    text = re.sub(r"attached keys\(\[(.*?)\]\)", lambda m: f"attached keys({sorted(m[1].split())})", text)
     text = re.sub(r"took = [\d.]+[mµn]?s", "took = TIME", text)
     text = re.sub(r'((?:[Rr]evision"? ?:? ?|"rev":))(\d+)', counted, text)
     text = re.sub(r'("raft_term"|"RaftTerm" ?|"raftTerm") ?: ?\d+', r"\1:N", text)
