@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from . import show
-from .options import as_json_option, group_option, pass_session, watch_option
+from .options import as_json_option, group_option, pass_session, watched
 from .render import HttpKeys, SourceError, render
-from .session import FAILED, TIMED_OUT, UNREACHABLE, USAGE, Session, die, follow, print_json
+from .session import FAILED, TIMED_OUT, UNREACHABLE, USAGE, Session, die, print_json
 
 #: Seconds between two looks at a lock that is waited for.
 LOOK_S = 0.2
@@ -79,6 +79,7 @@ def kv_del(session: Session, key: str, prefix: bool, as_json: bool) -> None:
 @kv.command("ls")
 @click.argument("prefix", default="/")
 @as_json_option
+@watched
 @pass_session
 def kv_ls(session: Session, prefix: str, as_json: bool) -> None:
     """Keys that start with PREFIX."""
@@ -168,28 +169,24 @@ def lock() -> None:
 @lock.command("status")
 @group_option
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def lock_status(session: Session, group: str, as_json: bool, again: bool) -> None:
+def lock_status(session: Session, group: str, as_json: bool) -> None:
     """Who holds it, who waits."""
-
-    def once() -> None:
-        rows = session.ask("lock.status", group=group)
-        if as_json:
-            print_json(rows)
-            return
-        if rows[0]["stale"]:
-            click.echo("no leader: this is what the asked host knew last", err=True)
-        for row in rows:
-            click.echo(f"{row['group']}: {row['available']} of {row['max']} available")
-            for holder in row["holders"]:
-                late = "  OVERDUE" if holder["overdue"] else ""
-                click.echo(f"  held by {holder['machine']} for {show.age(holder['since_s'])} "
-                           f"(token {holder['token']}) {holder['reason']}{late}")  # fmt: skip
-            for position, name in enumerate(row["queue"], 1):
-                click.echo(f"  {position}. in the queue: {name}")
-
-    follow(once, again)
+    rows = session.ask("lock.status", group=group)
+    if as_json:
+        print_json(rows)
+        return
+    if rows[0]["stale"]:
+        click.echo("no leader: this is what the asked host knew last", err=True)
+    for row in rows:
+        click.echo(f"{row['group']}: {row['available']} of {row['max']} available")
+        for holder in row["holders"]:
+            late = "  OVERDUE" if holder["overdue"] else ""
+            click.echo(f"  held by {holder['machine']} for {show.age(holder['since_s'])} "
+                       f"(token {holder['token']}) {holder['reason']}{late}")  # fmt: skip
+        for position, name in enumerate(row["queue"], 1):
+            click.echo(f"  {position}. in the queue: {name}")
 
 
 @lock.command("acquire")
@@ -268,6 +265,7 @@ def lock_set_max(session: Session, count: int, group: str, as_json: bool) -> Non
 @lock.command("queue")
 @group_option
 @as_json_option
+@watched
 @pass_session
 def lock_queue(session: Session, group: str, as_json: bool) -> None:
     """Who waits, in order, since when and for what."""
@@ -281,6 +279,7 @@ def lock_queue(session: Session, group: str, as_json: bool) -> None:
 @lock.command("history")
 @group_option
 @as_json_option
+@watched
 @pass_session
 def lock_history(session: Session, group: str, as_json: bool) -> None:
     """What happened to a group: the last fifty grants, releases and changes, and who asked for them."""
@@ -301,16 +300,12 @@ def actor() -> None:
 
 @actor.command("list")
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def actor_list(session: Session, as_json: bool, again: bool) -> None:
+def actor_list(session: Session, as_json: bool) -> None:
     """Path, class, mailbox, messages handled, restarts."""
-
-    def once() -> None:
-        rows = session.ask("actor.list")
-        print_json(rows) if as_json else show.table(rows, show.ACTOR_COLUMNS)
-
-    follow(once, again)
+    rows = session.ask("actor.list")
+    print_json(rows) if as_json else show.table(rows, show.ACTOR_COLUMNS)
 
 
 def _message(text: str) -> Any:

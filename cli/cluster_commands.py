@@ -11,8 +11,8 @@ import click
 from fleet import syntax
 
 from . import show
-from .options import as_json_option, pass_session, watch_option
-from .session import FAILED, USAGE, Session, die, follow, print_json
+from .options import as_json_option, pass_session, watched
+from .session import FAILED, USAGE, Session, die, print_json
 
 
 @click.group()
@@ -22,25 +22,21 @@ def cluster() -> None:
 
 @cluster.command("status")
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def cluster_status(session: Session, as_json: bool, again: bool) -> None:
+def cluster_status(session: Session, as_json: bool) -> None:
     """Members, leader, term, commit, quorum margin."""
-
-    def once() -> None:
-        status = session.ask("cluster.status")
-        if as_json:
-            print_json(status)
-            return
-        margin = status["quorum_margin"]
-        words = f"tolerates {margin} more" if margin >= 0 else "NO QUORUM"
-        click.echo(
-            f"cluster {status['name'][:8]}  leader {status['leader'] or '-'}  term {status['term']}  "
-            f"commit {status['commit_index']}  revision {status['revision']}  {words}"
-        )
-        show.table(show.with_short(status["members"], "id"), show.MEMBER_COLUMNS)
-
-    follow(once, again)
+    status = session.ask("cluster.status")
+    if as_json:
+        print_json(status)
+        return
+    margin = status["quorum_margin"]
+    words = f"tolerates {margin} more" if margin >= 0 else "NO QUORUM"
+    click.echo(
+        f"cluster {status['name'][:8]}  leader {status['leader'] or '-'}  term {status['term']}  "
+        f"commit {status['commit_index']}  revision {status['revision']}  {words}"
+    )
+    show.table(show.with_short(status["members"], "id"), show.MEMBER_COLUMNS)
 
 
 @cluster.command("token")
@@ -172,16 +168,12 @@ def machine() -> None:
 
 @machine.command("list")
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def machine_list(session: Session, as_json: bool, again: bool) -> None:
+def machine_list(session: Session, as_json: bool) -> None:
     """All machines that ever registered."""
-
-    def once() -> None:
-        rows = session.ask("machine.list")
-        print_json(rows) if as_json else show.table(show.with_short(rows, "id"), show.MACHINE_COLUMNS)
-
-    follow(once, again)
+    rows = session.ask("machine.list")
+    print_json(rows) if as_json else show.table(show.with_short(rows, "id"), show.MACHINE_COLUMNS)
 
 
 @machine.command("show")

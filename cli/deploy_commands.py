@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import show
-from .options import as_json_option, pass_session
+from .options import as_json_option, pass_session, watched
 from .session import FAILED, TIMED_OUT, USAGE, Session, die, print_json
 from .unit_commands import read_file, stamp, unit
 
@@ -89,6 +89,7 @@ def unit_rollout(session: Session, name: str, action: str, as_json: bool) -> Non
 @unit.command("versions")
 @click.argument("name")
 @as_json_option
+@watched
 @pass_session
 def unit_versions(session: Session, name: str, as_json: bool) -> None:
     """Versions of a unit's file that are kept, and what came of each."""

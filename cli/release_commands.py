@@ -15,8 +15,8 @@ from fleet.release import ReleaseError
 from runners import artefact
 
 from . import show
-from .options import as_json_option, pass_session, watch_option
-from .session import FAILED, USAGE, Session, die, follow, print_json
+from .options import as_json_option, pass_session, watched
+from .session import FAILED, USAGE, Session, die, print_json
 
 #: Pieces that are sent with one message.
 PIECES = 16
@@ -169,20 +169,16 @@ def publish(session: Session, file: str, channel: str, as_json: bool) -> None:
 @release_group.command("list")
 @channel_option
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def list_(session: Session, channel: str, as_json: bool, again: bool) -> None:
+def list_(session: Session, channel: str, as_json: bool) -> None:
     """Releases of a channel, the newest first."""
-
-    def once() -> None:
-        rows = session.ask("release.list", channel=channel)
-        if as_json:
-            print_json(rows)
-        else:
-            shown = [{**row, "size": show.size(row["bytes"]), "until": time.strftime("%Y-%m-%d", time.gmtime(row["expires"]))} for row in rows]
-            show.table(show.with_short(shown, "manifest"), show.RELEASE_COLUMNS)
-
-    follow(once, again)
+    rows = session.ask("release.list", channel=channel)
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [{**row, "size": show.size(row["bytes"]), "until": time.strftime("%Y-%m-%d", time.gmtime(row["expires"]))} for row in rows]
+        show.table(show.with_short(shown, "manifest"), show.RELEASE_COLUMNS)
 
 
 @release_group.command("rollout")
@@ -215,26 +211,22 @@ def rollout(
 @release_group.command("status")
 @channel_option
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def status(session: Session, channel: str, as_json: bool, again: bool) -> None:
+def status(session: Session, channel: str, as_json: bool) -> None:
     """The rollout of a channel, and for each machine its version, and what it waits for."""
-
-    def once() -> None:
-        answer = session.ask("release.status", channel=channel)
-        if as_json:
-            print_json(answer)
-            return
-        rolled = answer["rollout"]
-        if rolled is None:
-            click.echo(f"channel {channel}: nothing is being rolled out")
-        else:
-            detail = answer.get("verdict") or rolled["reason"]
-            state = "halted" if answer.get("halted") else rolled["state"]
-            click.echo(f"channel {channel}: version {rolled['version']}, {state}: {detail}")
-        show.table(answer["machines"], show.UPDATE_COLUMNS)
-
-    follow(once, again)
+    answer = session.ask("release.status", channel=channel)
+    if as_json:
+        print_json(answer)
+        return
+    rolled = answer["rollout"]
+    if rolled is None:
+        click.echo(f"channel {channel}: nothing is being rolled out")
+    else:
+        detail = answer.get("verdict") or rolled["reason"]
+        state = "halted" if answer.get("halted") else rolled["state"]
+        click.echo(f"channel {channel}: version {rolled['version']}, {state}: {detail}")
+    show.table(answer["machines"], show.UPDATE_COLUMNS)
 
 
 def _state_command(name: str, help_: str) -> None:

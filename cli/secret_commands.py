@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from . import show
-from .options import as_json_option, pass_session
+from .options import as_json_option, pass_session, watched
 from .session import USAGE, Session, die, print_json
 
 
@@ -29,6 +29,7 @@ def secret_set(session: Session, name: str, file: Path | None) -> None:
 
 @secret.command("list")
 @as_json_option
+@watched
 @pass_session
 def secret_list(session: Session, as_json: bool) -> None:
     """Names."""
@@ -64,6 +65,7 @@ def registry_login(session: Session, host: str, username: str, password_stdin: b
 
 @registry.command("list")
 @as_json_option
+@watched
 @pass_session
 def registry_list(session: Session, as_json: bool) -> None:
     """Registries that a login is kept for."""

@@ -17,8 +17,8 @@ from rich.markup import escape
 from fleet import dropins, syntax, unitfile
 
 from . import show
-from .options import as_json_option, pass_session, watch_option
-from .session import FAILED, USAGE, Session, die, follow, print_json
+from .options import as_json_option, pass_session, watched
+from .session import FAILED, USAGE, Session, die, print_json
 
 #: Lines that --all and --since may show of one log.
 LOG_LINES_MAX = 100_000
@@ -133,20 +133,17 @@ for _name, _help in (
 
 @unit.command("list")
 @as_json_option
-@watch_option
+@watched
 @pass_session
-def unit_list(session: Session, as_json: bool, again: bool) -> None:
+def unit_list(session: Session, as_json: bool) -> None:
     """Units and where they run."""
-
-    def once() -> None:
-        rows = session.ask("unit.list")
-        print_json(rows) if as_json else show.table(show.with_age(rows), show.UNIT_COLUMNS)
-
-    follow(once, again)
+    rows = session.ask("unit.list")
+    print_json(rows) if as_json else show.table(show.with_age(rows), show.UNIT_COLUMNS)
 
 
 @unit.command("files")
 @as_json_option
+@watched
 @pass_session
 def unit_files(session: Session, as_json: bool) -> None:
     """Unit files the cluster knows."""
@@ -187,6 +184,7 @@ def unit_status(session: Session, name: str, as_json: bool) -> None:
 @unit.command("history")
 @click.argument("name")
 @as_json_option
+@watched
 @pass_session
 def unit_history(session: Session, name: str, as_json: bool) -> None:
     """What happened to a unit: its last runs where it is, how they ended, and its moves between machines."""
