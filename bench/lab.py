@@ -17,7 +17,7 @@ from .hosts import ArgosyCluster
 from .peers import EtcdCluster
 
 #: Debian packages of the programs that rows need.
-PACKAGES = {"etcd": "etcd-server", "wrk": "wrk"}
+PACKAGES = {"etcd": "etcd-server", "etcdctl": "etcd-client", "wrk": "wrk"}
 
 
 class MissingError(Exception):

@@ -38,7 +38,12 @@ def test_the_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     assert (tmp_path / "runners" / "shim" / "__main__.py").exists()
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cli.main as m; print(m.__file__)"
+    assert (tmp_path / "gateway" / "page" / "index.html").exists()
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import cli.main as m, importlib\n"
+        "for module, _ in m.COMMANDS.values(): importlib.import_module(f'cli.{module}')\n"
+        "print(m.__file__)"
+    )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd="/", capture_output=True, text=True, check=True
     )
