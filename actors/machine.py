@@ -39,6 +39,8 @@ KEEP_ALIVES_MAX = 4
 STOP_SHARE, KILL_SHARE = 0.7, 0.9
 #: Seconds states may wait to be written together.
 WRITE_DELAY_S = 0.01
+#: Seconds until what did not work is tried again.
+AGAIN_S = 0.2
 #: States in one transaction.
 WRITE_BATCH = 40
 
@@ -94,6 +96,13 @@ class Machine(BrainActor):
         self._write_armed = False
         self._batch = WRITE_BATCH
         self._swept = False
+        #: The last revision of each of our states; a write that was left behind, by an earlier life or on its way
+        #: through a voter that fell silent, finds another one there and does nothing.
+        self._mods: dict[bytes, int] = {}
+        self._knows_mods = False
+        self._learning = False
+        self._claiming: set[str] = set()  # units that ask to start
+        self._in_write: frozenset[str] = frozenset()
         self._picture: Any = None
 
     def on_start(self) -> None:
@@ -111,7 +120,7 @@ class Machine(BrainActor):
 
         def found(answer: Any, error: BaseException | None) -> None:
             if error is not None:
-                self.after(0.2, self._find_lease)
+                self.after(AGAIN_S, self._find_lease)
                 return
             items = answer[1]
             self._looked = True
@@ -178,6 +187,7 @@ class Machine(BrainActor):
                 self.lease = 0
                 return
             self._written.clear()  # bound to the old lease, so they went with it
+            self._mods.clear()
             self._renewed(sent)
 
         self.propose(["txn", [], steps, []], registered)
@@ -206,6 +216,7 @@ class Machine(BrainActor):
         if not self.lease_held:
             self.lease_held = True
             logger.info("machine %s holds lease %x", self.identity.name, self.lease)
+            self._learn()
             self._sweep()
             for unit, ref in self.units.items():
                 self._dirty[unit] = None
@@ -354,26 +365,68 @@ class Machine(BrainActor):
         if not self.lease_held or placement is None or placement.fence != message.fence:
             promise.reply(False)
             return promise
-        unit = message.unit
+        self._claim(message.unit, placement, promise)
+        return promise
+
+    def _claim(self, unit: str, placement: Placement, promise: Promise, again: bool = True) -> None:
+        if not self.lease_held or self._placements.get(unit) != placement:
+            promise.reply(False)
+            return
+        if not self._knows_mods or unit in self._claiming or unit in self._in_write:
+            self.after(WRITE_DELAY_S, lambda: self._claim(unit, placement, promise, again))
+            return
         state = {"unit": unit, "active": "activating", "sub": "start-pre", "load": "loaded",
                  "health": "none", "restarts": 0, "hash": placement.hash, "fence": placement.fence,
                  "asked": placement.restarts, "pid": 0, "ports": {}, "result": "success",
                  "since": round(self._ports.clock.wall(), 3)}  # fmt: skip
-        value = to_json(state)
-        guard = [[self._prefix + unit.encode(), "create", "=", placement.fence]]
-        lease = self.lease
+        key, value, lease = self._state_key(unit), to_json(state), self.lease
+        guard = [[self._prefix + unit.encode(), "create", "=", placement.fence], self._unchanged(key)]
+        self._claiming.add(unit)
 
         def written(result: Any, error: BaseException | None) -> None:
+            self._claiming.discard(unit)
+            if self._dirty:
+                self._arm_write()
             if error is not None:
+                self._learn()
                 promise.fail(error)
-                return
-            allowed = bool(result["succeeded"]) and self.lease_held and self.lease == lease
-            if result["succeeded"]:
-                self._written[self._state_key(unit)] = value
-            promise.reply(allowed)
+            elif result["succeeded"]:
+                self._written[key], self._mods[key] = value, result["revision"]
+                promise.reply(self.lease_held and self.lease == lease)
+            elif again:  # its place is another one's, or its state is not as we knew it
+                self._learn()
+                self._claim(unit, placement, promise, again=False)
+            else:
+                promise.reply(False)
 
-        self.propose(["txn", guard, [["put", self._state_key(unit), value, lease]], []], written)
-        return promise
+        self.propose(["txn", guard, [["put", key, value, lease]], []], written)
+
+    def _unchanged(self, key: bytes) -> list[Any]:
+        """The condition that a state is still the one that we wrote last, or is not there."""
+        return [key, "mod", "=", self._mods.get(key, 0)]
+
+    def _learn(self) -> None:
+        """Read what the brain has of our states: what became of a write is not known, or was of another life."""
+        self._knows_mods = False
+        if self._learning:
+            return
+        self._learning = True
+        lease = self.lease
+
+        def have(answer: Any, error: BaseException | None) -> None:
+            self._learning = False
+            if error is not None or lease != self.lease:
+                self.after(AGAIN_S, self._learn)
+                return
+            found = dict(answer[1])
+            self._mods = {key: item.mod for key, item in found.items()}
+            for key in [key for key in self._written if key.startswith(self._states_prefix) and key not in found]:
+                del self._written[key]
+            self._written.update((key, item.value) for key, item in found.items())
+            self._knows_mods = True
+            self._arm_write()
+
+        self.ask_then(self.raft_ref, Range(self._states_prefix, prefix_end(self._states_prefix), linearizable=True), 6.0, have)
 
     @handles(Report)
     def _on_report(self, message: Report) -> None:
@@ -419,9 +472,11 @@ class Machine(BrainActor):
 
     def _write(self) -> None:
         self._write_armed = False
-        if self._writing or not self.lease_held or not self._dirty:
+        if self._writing or not self.lease_held or not self._knows_mods:
             return
-        units = list(self._dirty)[: self._batch]
+        units = [unit for unit in self._dirty if unit not in self._claiming][: self._batch]
+        if not units:
+            return
         for unit in units:
             del self._dirty[unit]
         steps: list[list[Any]] = []
@@ -434,29 +489,36 @@ class Machine(BrainActor):
                 self._arm_write()
             return
         self._writing = True
+        self._in_write = frozenset(units)
+        guard = [self._unchanged(self._state_key(unit)) for unit in units]
 
-        def written(_: Any, error: BaseException | None) -> None:
+        def written(result: Any, error: BaseException | None) -> None:
             self._writing = False
-            if error is None:
+            self._in_write = frozenset()
+            if error is None and result["succeeded"]:
                 for key, value in after.items():
                     if value is None:
                         self._written.pop(key, None)
+                        self._mods.pop(key, None)
                     else:
                         self._written[key] = value
+                        if key.startswith(self._states_prefix):
+                            self._mods[key] = result["revision"]
                 self._batch = WRITE_BATCH
             else:
-                logger.info("states of %s were not written: %s", ", ".join(units), error)
+                logger.info("states of %s were not written: %s", ", ".join(units), error or "they are not as they were known")
                 self._batch = 1  # one that is refused must not hold up the others
+                self._learn()
                 if is_refusal(error, "lease_not_found"):
                     self._lose_lease("the brain has ended it")
                 for unit in units:
                     self._dirty[unit] = None
-                self.after(0.2, self._arm_write)
+                self.after(AGAIN_S, self._arm_write)
                 return
             if self._dirty:
                 self._arm_write()
 
-        self.propose(["txn", [], steps, []], written)
+        self.propose(["txn", guard, steps, []], written)
 
     def _steps_for(
         self, unit: str, steps: list[list[Any]], after: dict[bytes, bytes | None]
