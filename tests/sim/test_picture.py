@@ -70,7 +70,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Compared:
 @pytest.mark.parametrize("seed", range(6))
 def test_under_chaos(seed: int, compared: Compared) -> None:
     play(seed, agents=seed % 2)
-    assert compared.count > 5 and not compared.differences
+    assert compared.count > 2 and not compared.differences
 
 
 def test_under_all_that_an_operator_does(compared: Compared) -> None:
