@@ -89,7 +89,9 @@ class Stream:
             self._connection.send_headers(self, headers, end)
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the body, as the client takes them."""
+        """Send bytes of the body, as the client takes them; one that is too far behind is cut off."""
+        if self.waiting > WAITING_BYTES_MAX:
+            self.cancel(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         if not self.closed:
             self._out.append(data)
             self.waiting += len(data)
@@ -251,8 +253,6 @@ class Http2(asyncio.Protocol):
         trailers = stream.trailers
         if trailers is not None:
             self.send_headers(stream, trailers, True)
-        elif stream.waiting > WAITING_BYTES_MAX:
-            self.reset(stream, h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         elif was_full and not stream.full:
             stream.handler.drained()
         self.flush()
