@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from . import v3
 from .http import UNREAD_BYTES_MAX, HttpServer, Request
-from .http2 import Handler, Headers, Stream
+from .http2 import KEPT_BYTES_MAX, STREAM_WINDOW, Headers, Stream
 from .protobuf import CLASSES, from_document, to_document
 from .v3_messages import SERVICES, STREAMED, STREAMS, Method
 
@@ -69,15 +69,15 @@ class GrpcDoor:
         self.started: Counter[tuple[str, str]] = Counter()
         self.handled: Counter[tuple[str, str, str]] = Counter()
 
-    def __call__(self, stream: Stream) -> Handler:
-        """The handler of a stream."""
+    def __call__(self, stream: Stream) -> None:
+        """Answer a stream."""
         path = stream.headers.get(b":path", b"").decode("latin-1")
         if stream.headers.get(b":method") != b"POST" or not stream.headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            return _Wrong(stream, [(b":status", b"415"), (b"content-length", b"0")])
-        known = _METHODS.get(path)
-        if known is None:
-            return _Wrong(stream, _outcome(UNIMPLEMENTED, f"unknown method {path[:200]}"))
-        return _Call(self, stream, *known)
+            _Wrong(stream, [(b":status", b"415"), (b"content-length", b"0")])
+        elif (known := _METHODS.get(path)) is None:
+            _Wrong(stream, _outcome(UNIMPLEMENTED, f"unknown method {path[:200]}"))
+        else:
+            _Call(self, stream, *known)
 
 
 class _Wrong:
@@ -85,6 +85,7 @@ class _Wrong:
 
     def __init__(self, stream: Stream, answer: Headers) -> None:
         self._stream = stream
+        stream.handler = self
         asyncio.get_running_loop().call_soon(stream.begin, answer, True)
 
     def received(self, data: bytes) -> None:
@@ -108,6 +109,7 @@ class _Call:
     def __init__(self, door: GrpcDoor, stream: Stream, service: str, name: str, method: Method) -> None:
         self._door = door
         self._stream = stream
+        stream.handler = self
         self._name = (service, name)
         self._method = method
         self._in = bytearray()  # of the client, not yet a whole message
@@ -140,9 +142,9 @@ class _Call:
     def received(self, data: bytes) -> None:
         """Bytes of messages, each with a flag and its length before it."""
         self._in += data
-        if not self._client_streams:
-            self._stream.taken(len(data))
         try:
+            if not self._client_streams and not self._stream.keep(len(data)):
+                raise _Refused(8, f"kept_bytes_max: {KEPT_BYTES_MAX} bytes of requests that are not whole on this connection")
             self._split()
         except _Refused as refused:
             self._refuse(refused)
@@ -152,8 +154,9 @@ class _Call:
             size = int.from_bytes(self._in[1:5])
             if self._in[0]:
                 raise _Refused(UNIMPLEMENTED, "messages are taken without compression only")
-            if size > RECEIVE_BYTES_MAX:
-                raise _Refused(8, f"receive_bytes_max: a message has at most {RECEIVE_BYTES_MAX} bytes, not {size}")
+            most = STREAM_WINDOW // 2 if self._client_streams else RECEIVE_BYTES_MAX
+            if size > most:
+                raise _Refused(8, f"receive_bytes_max: a message has at most {most} bytes here, not {size}")
             if len(self._in) < 5 + size:
                 return
             message = bytes(self._in[5 : 5 + size])

@@ -17,7 +17,7 @@ from typing import Any
 
 import httptools
 
-from .http2 import PREFACE, Handler, Http2, Stream
+from .http2 import PREFACE, Http2, Stream
 
 logger = logging.getLogger("argosy.http")
 
@@ -465,7 +465,7 @@ class HttpServer:
         self.connections: set[_Connection | Http2] = set()
         self.cut_off = 0
         #: What answers streams of HTTP/2; None: connections that begin so are refused.
-        self.streams_of_http2: Callable[[Stream], Handler] | None = None
+        self.streams_of_http2: Callable[[Stream], None] | None = None
         self._servers: list[asyncio.AbstractServer] = []
 
     def take(self, request: Request) -> None:

@@ -28,8 +28,10 @@ HEADERS_BYTES_MAX = 64 * 1024
 STREAM_WINDOW, CONNECTION_WINDOW = 1024 * 1024, 16 * 1024 * 1024
 #: Bytes that wait for a slow client before streams are told, and before it is cut off.
 WAITING_BYTES_FULL, WAITING_BYTES_MAX = 1024 * 1024, 64 * 1024 * 1024
-#: Streams that a client may take back beyond those that it let end (CVE-2023-44487).
-RESETS_MAX = 1000
+#: Bytes of requests that are not whole yet, of all streams of a connection.
+KEPT_BYTES_MAX = 64 * 1024 * 1024
+#: Streams that a client may take back at once, and a second (CVE-2023-44487).
+RESETS_MAX, RESETS_PER_S = 1000, 100.0
 #: What comes in is checked; what goes out is ours, written as it must be.
 _CONFIG = h2.config.H2Configuration(
     client_side=False, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
@@ -61,16 +63,17 @@ class Handler(Protocol):
 class Stream:
     """One request of a connection, and the means to answer it."""
 
-    __slots__ = ("_connection", "_ending", "_out", "closed", "handler", "headers", "number", "waiting")
+    __slots__ = ("_connection", "_ending", "_out", "closed", "handler", "headers", "kept", "number", "waiting")
 
     def __init__(self, connection: Http2, number: int, headers: Headers) -> None:
         self._connection = connection
-        self._out: deque[bytes] = deque()
+        self._out: deque[memoryview] = deque()
         self._ending: Headers | None = None
         self.number = number
         self.headers = dict(headers)
         self.handler: Handler = None  # type: ignore[assignment]
         self.waiting = 0  # bytes that were written and not sent
+        self.kept = 0  # bytes of the request that whoever answers keeps
         self.closed = False
 
     @property
@@ -93,7 +96,7 @@ class Stream:
         if self.waiting > WAITING_BYTES_MAX:
             self.cancel(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         if not self.closed:
-            self._out.append(data)
+            self._out.append(memoryview(data))
             self.waiting += len(data)
             self._connection.pump(self)
 
@@ -112,6 +115,13 @@ class Stream:
         """So much of what was received needs no room any more."""
         self._connection.acknowledge(self, size)
 
+    def keep(self, size: int) -> bool:
+        """So much of what was received is kept until the end of the stream; False if that is too much by now."""
+        self.kept += size
+        self._connection.kept += size
+        self.taken(size)
+        return self._connection.kept <= KEPT_BYTES_MAX
+
     def next_piece(self, room: int) -> bytes | None:
         """The next bytes to send, no more than ``room``; None when there are none."""
         if not self._out:
@@ -121,7 +131,7 @@ class Stream:
             self._out.appendleft(data[room:])
             data = data[:room]
         self.waiting -= len(data)
-        return data
+        return bytes(data)
 
     @property
     def trailers(self) -> Headers | None:
@@ -132,15 +142,16 @@ class Stream:
 class Http2(asyncio.Protocol):
     """One connection, taken over from HTTP/1.1 when its first bytes were the preface."""
 
-    def __init__(self, transport: Any, local: bool, serve: Callable[[Stream], Handler], left: Callable[[Http2], None]) -> None:
-        """``serve`` gives the handler of a new stream; ``left`` is called at the end."""
+    def __init__(self, transport: Any, local: bool, serve: Callable[[Stream], None], left: Callable[[Http2], None]) -> None:
+        """``serve`` gives a new stream its handler, before anything else; ``left`` is called at the end."""
         self.local = local
         self._transport = transport
         self._serve = serve
         self._left = left
         self._loop = asyncio.get_running_loop()
         self._streams: dict[int, Stream] = {}
-        self._resets = RESETS_MAX
+        self.kept = 0  # bytes, of all streams
+        self._resets, self._resets_at = float(RESETS_MAX), self._loop.time()  # how many are left, as of when
         self._flushing = False
         self._pending = 0  # bytes of bodies since the last flush
         self._starved = False  # whether some wait because of that
@@ -186,7 +197,7 @@ class Http2(asyncio.Protocol):
 
     def _requested(self, event: Any) -> None:
         stream = self._streams[event.stream_id] = Stream(self, event.stream_id, event.headers)
-        stream.handler = self._serve(stream)
+        self._serve(stream)
 
     def _received(self, event: Any) -> None:
         padding = event.flow_controlled_length - len(event.data)
@@ -206,7 +217,9 @@ class Http2(asyncio.Protocol):
     def _reset(self, event: Any) -> None:
         stream = self._streams.get(event.stream_id)
         if stream is not None:
-            self._resets -= 1
+            now = self._loop.time()
+            self._resets = min(RESETS_MAX, self._resets + (now - self._resets_at) * RESETS_PER_S) - 1
+            self._resets_at = now
             self._forget(stream)
         if self._resets < 0:
             self._h2.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
@@ -229,7 +242,6 @@ class Http2(asyncio.Protocol):
             self._forget(stream)
             return
         if end:
-            self._resets = min(self._resets + 1, RESETS_MAX)
             self._forget(stream)
         self.flush()
 
@@ -277,6 +289,7 @@ class Http2(asyncio.Protocol):
     def _forget(self, stream: Stream) -> None:
         if not stream.closed:
             stream.closed = True
+            self.kept -= stream.kept
             self._streams.pop(stream.number, None)
             stream.handler.gone()
 

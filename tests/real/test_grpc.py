@@ -153,6 +153,40 @@ def test_a_refusal_has_its_code_and_changes_nothing(cluster: Cluster) -> None:
         assert one.get("/grpc/large") == []
 
 
+def test_a_stream_that_may_not_begin_is_refused_and_the_connection_lives(cluster: Cluster) -> None:
+    """A token that is none, while authentication is on; and calls that are not as the protocol has them."""
+    with client(f"127.0.0.1:{grpc_port(cluster, 1)}") as one:
+        auth = {name: one.call("etcdserverpb.Auth", name) for name in SERVICES["etcdserverpb.Auth"]}
+        auth["UserAdd"]({"name": "root", "password": "p"}, timeout=CALL_S)
+        auth["UserGrantRole"]({"user": "root", "role": "root"}, timeout=CALL_S)
+        auth["AuthEnable"]({}, timeout=CALL_S)
+        token = auth["Authenticate"]({"name": "root", "password": "p"}, timeout=CALL_S)["token"]
+        try:
+            create = {"create_request": {"key": b64("/k")}}
+            watch = one.call("etcdserverpb.Watch", "Watch")
+            with pytest.raises(grpc.RpcError) as refused:
+                next(watch(iter([create]), metadata=[("token", "wrong")], timeout=CALL_S))
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            put = one.call("etcdserverpb.KV", "Put")
+            put({"key": b64("/k"), "value": b64("1")}, metadata=[("token", token)], timeout=CALL_S)
+        finally:
+            auth["AuthDisable"]({}, metadata=[("token", token)], timeout=CALL_S)
+            auth["UserDelete"]({"name": "root"}, timeout=CALL_S)
+        raw = one.channel.stream_stream("/etcdserverpb.KV/Put")
+        for messages in ([], [b"", b""]):
+            with pytest.raises(grpc.RpcError) as refused:
+                next(raw(iter(messages), timeout=CALL_S))
+            assert refused.value.code() == grpc.StatusCode.INTERNAL
+        with pytest.raises(grpc.RpcError) as refused:
+            next(one.call("etcdserverpb.Watch", "Watch")(iter([{"create_request": {"key": b64("k" * 1_200_000)}}]), timeout=CALL_S))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        squeezed = one.channel.unary_unary("/etcdserverpb.KV/Put")
+        with pytest.raises(grpc.RpcError) as refused:
+            squeezed(b"\n" + b"\x05" + b"aaaaa" * 200, compression=grpc.Compression.Gzip, timeout=CALL_S)
+        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        one.put("/k", "2")
+
+
 def test_a_watch_stream_carries_several_and_ends_with_either_side(cluster: Cluster) -> None:
     """Created, fed, canceled one by one; our half's end is the stream's end; a watch that may not be is canceled."""
     with client(f"127.0.0.1:{grpc_port(cluster, 3)}") as one, client(f"127.0.0.1:{grpc_port(cluster, 1)}") as other:
