@@ -275,10 +275,9 @@ def test_etcdctl3_saves_a_snapshot(pair: Pair, tmp_path: Path) -> None:
 def test_etcdctl3_with_authentication(pair: Pair) -> None:
     """Users, roles and what they may; last, since everybody else needs it off."""
     theirs, ours = both(pair, "auth", Etcdctl3)
-    for etcdctl in (theirs, ours):  # what version 2 left is in another book of etcd's, and in the one book of ours
-        for kind in ("user", "role"):
-            for name in etcdctl.run(f"{kind} list").stdout.split():
-                etcdctl.run(f"{kind} delete {name}")
+    for etcdctl in (theirs, ours):  # whom version 2 left is in another book of etcd's, and in the one book of ours
+        for user in etcdctl.server.ask("GET", "/v2/auth/users").json()["users"] or ():
+            etcdctl.server.ask("DELETE", f"/v2/auth/users/{user['user']}")
     try:
         found = list(differing(theirs, ours, lines(AUTH)))
     finally:
